@@ -1,0 +1,37 @@
+# Each target does its own set-up; a fresh machine needs Python 3.11 or newer and make, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: demo test lint types unit train clean
+
+demo: $(VENV)/.torch  ## write a story with the model in the box
+	$(BIN)/triptych generate "Once upon a time there was a little girl who" --seed 7
+
+test: lint types unit  ## everything that continuous integration runs
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev
+	$(BIN)/pytest
+
+train: $(VENV)/.train  ## what recipes/ needs
+	@echo "$(BIN)/python recipes/train_gpt_neo.py --help"
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Triptych needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo "Installing triptych[$*] into $(VENV): a minute or several, once."
+	$(INSTALL) ".[$*]"
+	@touch $@

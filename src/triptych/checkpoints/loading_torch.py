@@ -1,0 +1,284 @@
+"""Tensors of a checkpoint → the parameters and buffers of a PyTorch model that was built without memory."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from triptych.checkpoints.checkpoint import TensorInfo
+from triptych.errors import CheckpointError, WeightMismatchError
+
+Mismatch = tuple[str, torch.Size, torch.Size]
+
+
+class TensorSource(Protocol):
+    """What tensors are taken from: a `Checkpoint`, or a `StateDict`."""
+
+    source: str
+    tensors: Mapping[str, TensorInfo]
+
+    def read(self, name: str, *, mapped: bool, dtype: Any = None) -> Tensor:
+        """One tensor in `dtype` (None: as stored): as it lies if `mapped`, else in memory of its own."""
+
+
+class StateDict:
+    """A state dict that the caller holds already, seen as a source of tensors."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.source = "state_dict"
+        self._values = values
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+            for name, value in values.items()
+        }
+
+    def read(self, name: str, *, mapped: bool, dtype: Any = None) -> Tensor:
+        """One tensor; shares the caller's memory if `mapped`."""
+        value = self._values[name].detach()
+        return value.to(dtype or value.dtype, copy=not mapped).contiguous()
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Sends `torch.empty` to the meta device: what layers allocate to fill in later takes no memory and no time.
+
+    Values that a constructor computes (positions, frequencies, constants) stay real, as they are in no file.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_weights(dtype: torch.dtype) -> Iterator[None]:
+    """Models made inside have parameters of shape and dtype, but no memory."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with _EmptyOnMeta():
+            yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+@dataclass(slots=True)
+class Matching:
+    """Which tensor of the checkpoint goes where; names of the model and of the checkpoint are both as published."""
+
+    stored_name: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[Mismatch] = field(default_factory=list)
+    to_initialise: list[str] = field(default_factory=list)
+
+    def loading_info(self) -> dict[str, list[Any]]:
+        """The documented dict of `output_loading_info=True`."""
+        return {
+            "missing_keys": self.missing,
+            "unexpected_keys": self.unexpected,
+            "mismatched_keys": self.mismatched,
+            "error_msgs": [],
+        }
+
+
+def match(model: Any, source: TensorSource) -> Matching:
+    """Compare names and shapes; nothing is read.
+
+    The prefix of the base model may be there or not on either side. Of tied tensors one is enough.
+
+    Raises: CheckpointError if not one of the checkpoint's names belongs to the model.
+    """
+    slots: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    target_of = _targets(source.tensors, slots, model.base_model_prefix)
+    if source.tensors and slots and not target_of:
+        raise CheckpointError(
+            f"The weights must belong to {type(model).__name__}, which has {_quote(slots, 2)}, but none of the "
+            f"{len(source.tensors)} tensors of {source.source} fits; it has {_quote(source.tensors, 2)}. "
+            "Load it with the class it was saved from."
+        )
+    stored = {target: name for name, target in target_of.items()}
+    found = Matching(unexpected=sorted(_unexpected(source.tensors, target_of, model)))
+    for names in _tied_groups(slots):
+        own = [name for name in names if not is_any_of(name, model._tied_weights_keys)] or names
+        name = next((name for name in (*own, *names) if name in stored), None)
+        if name is None:
+            found.missing += own
+            found.to_initialise.append(names[0])
+        elif source.tensors[stored[name]].shape != tuple(slots[name].shape):
+            found.mismatched.append((stored[name], torch.Size(source.tensors[stored[name]].shape), slots[name].shape))
+            found.to_initialise.append(names[0])
+        else:
+            found.stored_name[name] = stored[name]
+    found.missing.sort()
+    return found
+
+
+def refuse_mismatched(mismatched: list[Mismatch], source: str) -> None:
+    """Raises: WeightMismatchError listing every tensor of another shape; nothing if there is none."""
+    if not mismatched:
+        return
+    lines = [
+        f"  {name}: {tuple(stored)} in the checkpoint, {tuple(wanted)} in the model"
+        for name, stored, wanted in mismatched
+    ]
+    raise WeightMismatchError(
+        f"Stored tensors must have the shapes of the model's parameters, but {len(mismatched)} in {source} "
+        "have not:\n" + "\n".join(lines) + "\nMake the configuration fit the checkpoint (for a head: num_labels=…), "
+        "or pass ignore_mismatched_sizes=True to initialise these anew."
+    )
+
+
+def assign(
+    model: nn.Module,
+    source: TensorSource,
+    stored_name: Mapping[str, str],
+    *,
+    mapped: bool,
+    place: Callable[[str], torch.device | None],
+    offload: Callable[[str, Tensor], None],
+) -> None:
+    """Give every parameter and buffer of `stored_name` its tensor, one at a time.
+
+    `place` says on which device a name lives; what has none goes to `offload` and stays without memory.
+    """
+    slots: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    names_of = {id(slots[names[0]]): names for names in _tied_groups(slots)}
+    for name, stored in stored_name.items():
+        slot, device = slots[name], place(name)
+        is_cast = source.tensors[stored].dtype != str(slot.dtype).removeprefix("torch.")
+        stays_here = device is not None and device.type == "cpu"
+        tensor = source.read(
+            stored, mapped=(mapped and not is_cast) or not stays_here, dtype=slot.dtype if is_cast else None
+        )
+        if device is None:
+            offload(name, tensor)
+            continue
+        tensor = tensor.to(device).contiguous()
+        if tensor.data_ptr() % tensor.element_size():  # some writers pad the header to any length
+            tensor = tensor.clone()
+        _put(model, names_of[id(slot)], slot, tensor)
+
+
+def initialise(model: Any, names: Iterable[str], place: Callable[[str], torch.device | None]) -> None:
+    """Allocate and initialise these parameters and buffers; their modules' other parameters keep their values."""
+    slots: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    names_of = {id(slots[group[0]]): group for group in _tied_groups(slots)}
+    new: dict[str, set[str]] = {}
+    for name in names:
+        slot = slots[name]
+        _put(model, names_of[id(slot)], slot, torch.zeros(slot.shape, dtype=slot.dtype, device=place(name)))
+        for alias in names_of[id(slot)]:
+            owner, _, leaf = alias.rpartition(".")
+            new.setdefault(owner, set()).add(leaf)
+    for owner, leaves in new.items():
+        _initialise_module(model, model.get_submodule(owner), leaves)
+
+
+def materialise_rest(model: nn.Module, place: Callable[[str], torch.device | None]) -> None:
+    """Bring every buffer that is in no file to its device; those that nobody computed become zeros."""
+    for prefix, module in model.named_modules():
+        for leaf, buffer in module._buffers.items():
+            device = place(f"{prefix}.{leaf}".lstrip("."))
+            if buffer is None or device is None or buffer.device == device:
+                continue
+            is_meta = buffer.device.type == "meta"
+            module._buffers[leaf] = torch.zeros_like(buffer, device=device) if is_meta else buffer.to(device)
+
+
+def describe(model_class: type, found: Matching, source: str) -> str | None:
+    """What a user should know about weights that did not fit; None if there is nothing to tell."""
+    lines = []
+    if found.missing:
+        lines.append(
+            f"- {len(found.missing)} newly initialised, as the checkpoint lacks them: {_quote(found.missing)}. "
+            "Train the model before you rely on it."
+        )
+    if found.mismatched:
+        shapes = [f"{name} {tuple(stored)} → {tuple(wanted)}" for name, stored, wanted in found.mismatched]
+        lines.append(
+            f"- {len(shapes)} newly initialised, as their shapes differ: {_quote(shapes)}. "
+            "Train the model before you rely on it."
+        )
+    if found.unexpected:
+        lines.append(
+            f"- {len(found.unexpected)} not used, as the model has no place for them: {_quote(found.unexpected)}. "
+            "That is fine if the checkpoint was saved from a model with another head."
+        )
+    if not lines:
+        return None
+    return "\n".join([f"Not all weights of {model_class.__name__} came from {source}:", *lines])
+
+
+def _targets(stored: Iterable[str], slots: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    """Stored name → the model's name, with the base model's prefix added or dropped where that makes it fit."""
+    stored = list(stored)
+    target_of = {name: name for name in stored if name in slots}
+    taken = set(target_of)
+    start = f"{prefix}."
+    for name in stored:
+        other = name.removeprefix(start) if name.startswith(start) else start + name
+        if prefix and name not in target_of and other in slots and other not in taken:
+            target_of[name] = other
+            taken.add(other)
+    return target_of
+
+
+def _unexpected(stored: Iterable[str], target_of: Mapping[str, str], model: Any) -> list[str]:
+    left = (name for name in stored if name not in target_of)
+    return [name for name in left if not is_any_of(name, model._keys_to_ignore_on_load_unexpected)]
+
+
+def is_any_of(name: str, patterns: Iterable[str] | None) -> bool:
+    """Whether one of the regular expressions is found in a name."""
+    return any(re.search(pattern, name) for pattern in patterns or ())
+
+
+def _tied_groups(slots: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of each distinct parameter or buffer."""
+    groups: dict[int, list[str]] = {}
+    for name, slot in slots.items():
+        if isinstance(slot, Tensor):
+            groups.setdefault(id(slot), []).append(name)
+    return list(groups.values())
+
+
+def _put(model: nn.Module, names: Iterable[str], slot: Tensor, tensor: Tensor) -> None:
+    """Put one tensor in every place of a (tied) parameter or buffer."""
+    is_parameter = isinstance(slot, nn.Parameter)
+    value = nn.Parameter(tensor, requires_grad=slot.requires_grad) if is_parameter else tensor
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if isinstance(value, nn.Parameter):
+            module._parameters[leaf] = value
+        else:
+            module._buffers[leaf] = value
+
+
+def _initialise_module(model: Any, module: nn.Module, leaves: set[str]) -> None:
+    """Run the layer's own and the model's initialisation on some of a module's parameters only."""
+    kept = {leaf: value for leaf, value in module._parameters.items() if value is not None and leaf not in leaves}
+    try:
+        for leaf, value in kept.items():
+            module._parameters[leaf] = nn.Parameter(torch.empty_like(value), requires_grad=False)
+        with torch.no_grad():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+            model._init_weights(module)
+    finally:
+        module._parameters.update(kept)
+
+
+def _quote(names: Iterable[str], limit: int = 10) -> str:
+    names = list(names)
+    more = f", … and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

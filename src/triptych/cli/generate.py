@@ -1,0 +1,120 @@
+"""`triptych generate PROMPT`: continue a prompt, word by word as it is written."""
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from triptych import pretrained
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEFAULT_LENGTH = 200
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What to continue; read from a pipe when not given.")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="A folder, a hub name, or a model in the box.")] = pretrained.DEFAULT,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", "-n", help=f"Tokens to write.  [default: {DEFAULT_LENGTH}, or what fits]")
+    ] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token; no chance.")] = False,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="Below 1 is safer, above 1 is wilder.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Choose among the k likeliest tokens; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Choose among the likeliest tokens whose chances add up to p.")] = 0.95,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 repeats less.")] = 1.0,
+    no_repeat_ngram_size: Annotated[int, typer.Option(help="Write no run of n tokens twice; 0 allows it.")] = 0,
+    samples: Annotated[int, typer.Option(help="Write this many continuations.", min=1)] = 1,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop after this text; may be given several times.")] = None,
+    max_time: Annotated[float | None, typer.Option(help="Stop after this many seconds.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes a GPU when there is one.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for that of the files.")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead, at the end.")] = False,
+) -> None:
+    """Continue a prompt with a language model, printed as it is written."""
+    text = prompt if prompt is not None else _from_pipe()
+
+    import torch  # after the arguments are known to be right: help and mistakes are quick
+
+    from triptych import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForCausalLM.from_pretrained(model, torch_dtype=dtype, low_cpu_mem_usage=True).to(device)
+    inputs = tokenizer(text, return_tensors="pt").to(device)
+    if inputs.input_ids.shape[1] == 0:
+        raise typer.BadParameter("The prompt is empty. Give at least one character.")
+    if seed is None:
+        seed = torch.seed() % 2**32
+    torch.manual_seed(seed)
+
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens or _room(network.max_positions, inputs.input_ids.shape[1]),
+        "do_sample": not greedy,
+        "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "num_return_sequences": samples,
+        "max_time": max_time,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
+    if not greedy:
+        options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    if stop:
+        options |= {"stop_strings": stop, "tokenizer": tokenizer}
+    if not as_json and samples == 1:
+        options["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        _show_prompt(text)
+
+    start = time.perf_counter()
+    ids = network.generate(**inputs, **options)
+    seconds = time.perf_counter() - start
+
+    new = [_new_ids(row, inputs.input_ids.shape[1], tokenizer.eos_token_id) for row in ids]
+    written = tokenizer.batch_decode(new, skip_special_tokens=True)
+    count = sum(map(len, new))
+    if as_json:
+        facts = {
+            "model": model,
+            "prompt": text,
+            "completions": written,
+            "seed": None if greedy else seed,
+            "new_tokens": count,
+            "seconds": round(seconds, 3),
+        }
+        typer.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    for number, completion in enumerate(written, 1):
+        if samples > 1:
+            typer.secho(f"[{number}]", dim=True)
+            _show_prompt(text)
+            typer.echo(completion)
+    if sys.stderr.isatty():
+        chance = "" if greedy else f", seed {seed}"
+        typer.secho(f"{count} tokens in {seconds:.1f} s, {count / seconds:.0f} tokens/s{chance}", dim=True, err=True)
+
+
+def _from_pipe() -> str:
+    if sys.stdin.isatty():
+        raise typer.BadParameter('A prompt is needed: triptych generate "Once upon a time", or pipe one in.')
+    return sys.stdin.read().rstrip("\n")
+
+
+def _room(positions: int | None, prompt_length: int) -> int:
+    """How much to write when not told: what fits behind the prompt; 1 lets `generate` say that nothing does."""
+    return DEFAULT_LENGTH if positions is None else max(1, min(DEFAULT_LENGTH, positions - prompt_length))
+
+
+def _show_prompt(text: str) -> None:
+    typer.secho(text, nl=False, bold=True)
+    sys.stdout.flush()
+
+
+def _new_ids(row: "Tensor", prompt_length: int, end: int | None) -> list[int]:
+    """The ids written after the prompt, up to and with the first end token; behind it is only padding."""
+    ids: list[int] = row[prompt_length:].tolist()
+    return ids[: ids.index(end) + 1] if end in ids else ids

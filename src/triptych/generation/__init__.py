@@ -1,0 +1,1 @@
+"""Generation: its configuration, streamers, stopping criteria, logits transforms and decoding loops."""

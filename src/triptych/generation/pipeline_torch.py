@@ -1,0 +1,171 @@
+"""From options to logits transforms and stopping criteria: one table each, in the documented order."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from triptych.generation import logits_torch as logits
+from triptych.generation import warpers_torch as warpers
+from triptych.generation.configuration import GenerationConfig
+from triptych.generation.stopping_torch import (
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the tables read: the options `o`, the prompt's ids (B, P), and the arguments that are no options."""
+
+    o: Any  # GenerationConfig; a row reads only options that it found set
+    prompt: Tensor
+    prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None
+    tokenizer: Any = None
+
+    @property
+    def length(self) -> int:
+        """P, the prompt's length."""
+        return self.prompt.shape[1]
+
+    @property
+    def begin(self) -> int:
+        """The row's length where the first free token is chosen, behind what is forced."""
+        shifted = self.length + int(self.length == 1 and self.o.forced_bos_token_id is not None)
+        forced = self.o.forced_decoder_ids
+        return shifted + (int(forced[-1][0] or 0) if forced else 0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One transform or criterion: when it is wanted, and how it is made. An unwanted one costs nothing."""
+
+    wanted: Callable[[GenerationConfig], Any]
+    make: Callable[[Call], Any]
+
+
+def _is_set(name: str, neutral: float) -> Callable[[GenerationConfig], bool]:
+    return lambda o: getattr(o, name) not in (None, neutral)
+
+
+PROCESSORS = (
+    Row(lambda o: o.sequence_bias is not None, lambda c: logits.SequenceBiasLogitsProcessor(c.o.sequence_bias)),
+    Row(
+        _is_set("encoder_repetition_penalty", 1.0),
+        lambda c: logits.EncoderRepetitionPenaltyLogitsProcessor(c.o.encoder_repetition_penalty, c.prompt),
+    ),
+    Row(
+        _is_set("repetition_penalty", 1.0),
+        lambda c: logits.RepetitionPenaltyLogitsProcessor(c.o.repetition_penalty),
+    ),
+    Row(
+        _is_set("no_repeat_ngram_size", 0),
+        lambda c: logits.NoRepeatNGramLogitsProcessor(c.o.no_repeat_ngram_size),
+    ),
+    Row(
+        _is_set("encoder_no_repeat_ngram_size", 0),
+        lambda c: logits.EncoderNoRepeatNGramLogitsProcessor(c.o.encoder_no_repeat_ngram_size, c.prompt),
+    ),
+    Row(
+        lambda o: o.bad_words_ids is not None,
+        lambda c: logits.NoBadWordsLogitsProcessor(c.o.bad_words_ids, c.o.eos_token_id),
+    ),
+    Row(
+        lambda o: o.min_length and o.eos_token_id is not None,
+        lambda c: logits.MinLengthLogitsProcessor(c.o.min_length, c.o.eos_token_id),
+    ),
+    Row(
+        lambda o: o.min_new_tokens and o.eos_token_id is not None,
+        lambda c: logits.MinNewTokensLengthLogitsProcessor(c.length, c.o.min_new_tokens, c.o.eos_token_id),
+    ),
+    Row(
+        lambda o: True,
+        lambda c: (
+            c.prefix_allowed_tokens_fn
+            and logits.PrefixConstrainedLogitsProcessor(c.prefix_allowed_tokens_fn, c.o.num_beams)
+        ),
+    ),
+    Row(
+        lambda o: o.forced_bos_token_id is not None,
+        lambda c: logits.ForcedBOSTokenLogitsProcessor(c.o.forced_bos_token_id),
+    ),
+    Row(
+        lambda o: o.forced_eos_token_id is not None,
+        lambda c: logits.ForcedEOSTokenLogitsProcessor(c.o.max_length, c.o.forced_eos_token_id),
+    ),
+    Row(lambda o: o.remove_invalid_values, lambda c: logits.InfNanRemoveLogitsProcessor()),
+    Row(
+        lambda o: o.exponential_decay_length_penalty is not None,
+        lambda c: logits.ExponentialDecayLengthPenalty(
+            c.o.exponential_decay_length_penalty, c.o.eos_token_id, c.length
+        ),
+    ),
+    Row(lambda o: o.suppress_tokens, lambda c: logits.SuppressTokensLogitsProcessor(c.o.suppress_tokens)),
+    Row(
+        lambda o: o.begin_suppress_tokens,
+        lambda c: logits.SuppressTokensAtBeginLogitsProcessor(c.o.begin_suppress_tokens, c.begin),
+    ),
+    Row(
+        lambda o: o.forced_decoder_ids is not None,
+        lambda c: logits.ForceTokensLogitsProcessor(c.o.forced_decoder_ids),
+    ),
+)
+
+WARPERS = (
+    Row(_is_set("temperature", 1.0), lambda c: warpers.TemperatureLogitsWarper(c.o.temperature)),
+    Row(_is_set("top_k", 0), lambda c: warpers.TopKLogitsWarper(c.o.top_k)),
+    Row(_is_set("top_p", 1.0), lambda c: warpers.TopPLogitsWarper(c.o.top_p)),
+    Row(_is_set("typical_p", 1.0), lambda c: warpers.TypicalLogitsWarper(c.o.typical_p)),
+    Row(_is_set("epsilon_cutoff", 0.0), lambda c: warpers.EpsilonLogitsWarper(c.o.epsilon_cutoff)),
+    Row(_is_set("eta_cutoff", 0.0), lambda c: warpers.EtaLogitsWarper(c.o.eta_cutoff)),
+)
+
+CRITERIA = (
+    Row(lambda o: o.max_length is not None, lambda c: MaxLengthCriteria(c.o.max_length)),
+    Row(lambda o: o.max_time is not None, lambda c: MaxTimeCriteria(c.o.max_time)),
+    Row(
+        lambda o: o.stop_strings is not None,
+        lambda c: StopStringCriteria(c.tokenizer, c.o.stop_strings, c.length),
+    ),
+)
+
+
+def transforms(call: Call, custom: Sequence[Any] | None) -> logits.LogitsProcessorList:
+    """The transforms of every step: rules, the user's own, warpers when sampling, normalisation.
+
+    Raises: ValueError for an option out of its range, or when the user's own double one that an option makes.
+    """
+    rules = [logits.LogitNormalization()] if call.o.renormalize_logits else []
+    made = _joined(_made(PROCESSORS, call), custom, "logits_processor") + rules
+    if call.o.do_sample:
+        made += _made(WARPERS, call) + rules
+    return logits.LogitsProcessorList(made)
+
+
+def criteria(call: Call, custom: Sequence[Any] | None) -> StoppingCriteriaList:
+    """The stopping criteria of the options, then the user's own.
+
+    Raises: ValueError when the user's own double one that an option makes, or `stop_strings` lack a tokenizer.
+    """
+    if call.o.stop_strings is not None and call.tokenizer is None:
+        raise ValueError("stop_strings are found in decoded text, which needs the tokenizer. Pass tokenizer=... too.")
+    return StoppingCriteriaList(_joined(_made(CRITERIA, call), custom, "stopping_criteria"))
+
+
+def _made(table: Sequence[Row], call: Call) -> list[Any]:
+    made = (row.make(call) for row in table if row.wanted(call.o))
+    return [item for item in made if item is not None]
+
+
+def _joined(made: list[Any], custom: Sequence[Any] | None, argument: str) -> list[Any]:
+    for own in custom or ():
+        twin = next((item for item in made if type(item) is type(own)), None)
+        if twin is not None:
+            raise ValueError(
+                f"{argument} holds {own!r}, but the options of this call already make {twin!r}. "
+                "Pass the option alone, or leave it at its default."
+            )
+    return [*made, *(custom or ())]

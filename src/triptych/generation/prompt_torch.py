@@ -1,0 +1,220 @@
+"""Prompts in PyTorch: what `generate` continues, read from its arguments and checked before any work.
+
+Shapes: B rows, N ids of the prompt, W its width in positions (N, or the length of `inputs_embeds`), C hidden_size.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triptych.errors import SequenceTooLongError, TokenIdError
+from triptych.generation.configuration import DEFAULTS
+from triptych.generation.options import Request, notice
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`ids` (B, N); `embeds` (B, W, C) where they stand for the ids; `mask` (B, W), None where nothing is padding.
+
+    `positions` and `token_types` (B, W) are those the user gave; `past` is a cache that holds the first tokens;
+    `extras` are the model's other inputs.
+    """
+
+    ids: Tensor
+    embeds: Tensor | None = None
+    mask: Tensor | None = None
+    positions: Tensor | None = None
+    token_types: Tensor | None = None
+    past: Any = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """W, how many positions the prompt takes."""
+        return self.ids.shape[1] if self.embeds is None else self.embeds.shape[1]
+
+    def repeated(self, times: int) -> "Prompt":
+        """Each row `times` times, one after the other."""
+        rows = torch.arange(len(self.ids), device=self.ids.device).repeat_interleave(times)
+        chosen = {name: value.index_select(0, rows) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(
+            self, **chosen, extras={name: _rows_of(value, rows, name) for name, value in self.extras.items()}
+        )
+
+
+def _rows_of(value: Any, rows: Tensor, name: str) -> Any:
+    if isinstance(value, Tensor) and name != "head_mask":  # the one input whose first axis is not the batch
+        return value.index_select(0, rows.to(value.device))
+    return [value[row] for row in rows.tolist()] if isinstance(value, list) else value
+
+
+def read_prompt(model: Any, ids: Any, request: Request) -> Prompt:
+    """The prompt in the arguments: ids, embeddings, both, or none (then bos).
+
+    Raises: ValueError or TypeError for wrong shapes and empty rows, TokenIdError for ids outside the vocabulary.
+    """
+    given = dict(request.model_inputs)
+    embeds, mask = given.pop("inputs_embeds", None), given.pop("attention_mask", None)
+    positions, token_types = given.pop("position_ids", None), given.pop("token_type_ids", None)
+    past = given.pop("past_key_values", None) or None
+    if ids is None:
+        ids = _start(request.options.bos_token_id, 1 if embeds is None else len(embeds))
+    _check_ids(ids, model.config.vocab_size)
+    ids = ids.to(device=model.device, dtype=torch.long)
+    rows, width = len(ids), ids.shape[1] if embeds is None else embeds.shape[1]
+    if embeds is not None and (embeds.dim() != 3 or len(embeds) != rows or not width):
+        raise ValueError(f"inputs_embeds must have shape ({rows}, length, hidden_size); got {tuple(embeds.shape)}.")
+    if mask is None:
+        mask = _default_mask(ids, request) if embeds is None else None
+    mask = _checked_mask(mask, rows, width)
+    for name, value in (("position_ids", positions), ("token_type_ids", token_types)):
+        if value is not None and tuple(value.shape) not in ((rows, width), (1, width)):
+            raise ValueError(f"{name} must have the prompt's shape {(rows, width)}; got {tuple(value.shape)}.")
+    if past is not None:
+        _check_past(past, rows, width, embeds)
+    return Prompt(
+        ids=ids,
+        embeds=embeds,
+        mask=mask,
+        positions=None if positions is None else positions.expand(rows, width),
+        token_types=None if token_types is None else token_types.expand(rows, width),
+        past=past,
+        extras=given,
+    )
+
+
+def _start(bos_token_id: int | None, rows: int) -> Tensor:
+    if bos_token_id is None:
+        raise ValueError(
+            "Without a prompt, generation starts from bos_token_id, which is not set. Pass one of the two."
+        )
+    return torch.full((rows, 1), bos_token_id, dtype=torch.long)
+
+
+def _check_ids(ids: Any, vocab_size: int) -> None:
+    if not isinstance(ids, Tensor):
+        raise TypeError(
+            f"The prompt must be a tensor of ids of shape (batch, length); got {type(ids).__name__}. Make one with "
+            'tokenizer(texts, return_tensors="pt") and pass it as generate(**encoding).'
+        )
+    if ids.dim() != 2:
+        raise ValueError(
+            f"The prompt must have shape (batch, length); got {tuple(ids.shape)}. "
+            "For one row, pass input_ids.unsqueeze(0)."
+        )
+    if ids.numel() == 0:
+        raise ValueError(
+            f"The prompt must hold at least one token; got shape {tuple(ids.shape)}. "
+            "To start from nothing, leave it out: generation then starts from bos_token_id."
+        )
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"The prompt must hold ids, which are ints; got {ids.dtype}. Pass vectors as inputs_embeds.")
+    low, high = torch.aminmax(ids)
+    if low < 0 or high >= vocab_size:
+        row, place = ((ids < 0) | (ids >= vocab_size)).nonzero()[0].tolist()
+        raise TokenIdError(
+            f"The prompt must hold ids from 0 to {vocab_size - 1}, as the vocabulary has {vocab_size} tokens; got "
+            f"{int(ids[row, place])} in row {row} at place {place}. Use the tokenizer that belongs to the model, or "
+            "call resize_token_embeddings(len(tokenizer))."
+        )
+
+
+def _default_mask(ids: Tensor, request: Request) -> Tensor | None:
+    """What is padding, where the ids tell: pad tokens, unless they also end texts."""
+    pad, eos = request.options.pad_token_id, request.options.eos_token_id
+    if pad is None or pad == eos or (isinstance(eos, list | tuple) and pad in eos):
+        return None
+    return ids != pad
+
+
+def _checked_mask(mask: Tensor | None, rows: int, width: int) -> Tensor | None:
+    if mask is None:
+        return None
+    if tuple(mask.shape) != (rows, width):
+        raise ValueError(f"attention_mask must have the prompt's shape {(rows, width)}; got {tuple(mask.shape)}.")
+    attended = mask != 0
+    if bool(attended.all()):
+        return None
+    if not bool(attended.any(dim=1).all()):
+        row = int((~attended.any(dim=1)).nonzero()[0])
+        raise ValueError(f"Each row needs a token to continue, but row {row} is all padding. Take it out of the batch.")
+    if not bool(attended[:, -1].all()):
+        notice(
+            "The batch is padded on the right, so texts are continued after their padding. "
+            "Pad on the left: tokenizer.padding_side = 'left'."
+        )
+    return attended.long()
+
+
+def _check_past(past: Any, rows: int, width: int, embeds: Tensor | None) -> None:
+    if embeds is not None:
+        raise ValueError("past_key_values continue a prompt of ids; inputs_embeds cannot be given with them.")
+    seen, batch = past[0][0].shape[2], past[0][0].shape[0]
+    if batch != rows or seen >= width:
+        raise ValueError(
+            f"The prompt must hold the tokens of past_key_values and at least one more; got ids of shape "
+            f"{(rows, width)} and a cache of {batch} rows and {seen} tokens. Pass all ids, the cached ones too."
+        )
+
+
+def settle_length(request: Request, prompt: Prompt, max_positions: int | None) -> int:
+    """How many tokens may be added; `request.options.max_length` becomes the full length.
+
+    Raises: ValueError when the options leave no room for a token; SequenceTooLongError when what was asked for
+        exceeds the model's positions. A limit that nobody asked for is lowered, with a warning.
+    """
+    options, length = request.options, prompt.ids.shape[1]
+    asked = not request.named.isdisjoint({"max_length", "max_new_tokens"})
+    if options.max_new_tokens is not None:
+        if not isinstance(options.max_new_tokens, int) or options.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be an int of at least 1; got {options.max_new_tokens!r}.")
+        if {"max_length", "max_new_tokens"} <= request.named:
+            notice("max_new_tokens and max_length were both given; max_new_tokens holds. Pass one of them.")
+        options.max_length = length + options.max_new_tokens
+    elif not asked and options.max_length == DEFAULTS["max_length"]:
+        notice("The text ends at max_length=20 tokens, the default, prompt included. Pass max_new_tokens=...")
+    if options.max_length <= length:
+        _no_room(options.max_length, length, asked)
+        options.max_length = length + 1
+    if max_positions is not None:
+        _fit_positions(request, prompt, max_positions, asked)
+    shortest = max(options.min_length or 0, length + (options.min_new_tokens or 0))
+    if shortest > options.max_length:
+        notice(
+            f"The shortest text allowed has {shortest} tokens (min_length, min_new_tokens) but the longest "
+            f"{options.max_length}, where generation stops. Raise max_new_tokens."
+        )
+    return options.max_length - length
+
+
+def _no_room(max_length: int, length: int, asked: bool) -> None:
+    message = (
+        f"max_length={max_length} counts the prompt, which has {length} tokens, so there is no room for a new one. "
+        "Pass max_new_tokens, which does not count the prompt."
+    )
+    if asked:
+        raise ValueError(message)
+    notice(message + " One token is generated.")
+
+
+def _fit_positions(request: Request, prompt: Prompt, positions: int, asked: bool) -> None:
+    options, length, width = request.options, prompt.ids.shape[1], prompt.width
+    new = options.max_length - length
+    room = positions - width + 1  # the last token is never fed back
+    if room < 1:
+        raise SequenceTooLongError(
+            f"The model has {positions} positions but the prompt alone needs {width}. Shorten the prompt, for "
+            f"example with tokenizer(..., truncation=True, max_length={positions})."
+        )
+    if new <= room:
+        return
+    if asked:
+        limit = f"max_new_tokens={room}" if options.max_new_tokens is not None else f"max_length={length + room}"
+        raise SequenceTooLongError(
+            f"The model has {positions} positions but the prompt of {width} tokens and {new} new ones need "
+            f"{width + new - 1}. Shorten the prompt or pass {limit}."
+        )
+    notice(f"The text stops after {room} new tokens, where the model's {positions} positions end.")
+    options.max_length = length + room

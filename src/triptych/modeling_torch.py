@@ -1,0 +1,450 @@
+"""The base of the PyTorch models: how they are made, initialised, tied, resized, pruned, loaded and saved."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+import torch.utils._pytree
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from triptych import outputs
+from triptych.checkpoints import pretrained_torch
+from triptych.configuration import PretrainedConfig
+from triptych.errors import SequenceTooLongError, TokenIdError
+from triptych.generation import decoding_torch
+from triptych.generation.configuration import GenerationConfig
+from triptych.runtime.attention import check_implementation
+from triptych.runtime.cache import KeyValueCache
+
+
+class NextToken(NamedTuple):
+    """What a decoding step needs of a model: `logits` (B, V) of the last position, in float32, and the cache."""
+
+    logits: Tensor
+    cache: KeyValueCache | None
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class PreTrainedModel(nn.Module):
+    """A model with a configuration, weights on disk and the methods that every family shares.
+
+    A family sets the class attributes, calls `post_init` at the end of its constructors, and gives
+    `get_input_embeddings` / `set_input_embeddings` on its base model.
+    """
+
+    config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
+    base_model_prefix: ClassVar[str] = ""
+    main_input_name: ClassVar[str] = "input_ids"
+    framework: ClassVar[str] = "pt"
+    supports_gradient_checkpointing: ClassVar[bool] = True
+    _tied_weights_keys: ClassVar[list[str]] = []
+    _no_split_modules: ClassVar[list[str]] = []
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = []
+
+    generation_config: GenerationConfig | None
+
+    def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
+        super().__init__()
+        if not isinstance(config, self.config_class):
+            raise TypeError(
+                f"{type(self).__name__} is made from a {self.config_class.__name__}; got {type(config).__name__}. "
+                f"To load weights by name, use {type(self).__name__}.from_pretrained(...)."
+            )
+        self.config = config
+        config._attn_implementation = check_implementation(config._attn_implementation)
+        self.name_or_path = config.name_or_path
+        self.generation_config = GenerationConfig.from_model_config(config) if self.can_generate() else None
+        self.warnings_issued: dict[str, bool] = {}
+
+    # -- making ----------------------------------------------------------------------------------------------
+
+    def post_init(self) -> None:
+        """Initialise the weights, take away pruned heads and tie what is tied. Called at the end of constructors."""
+        if next(self.parameters()).device.type != "meta":
+            self.init_weights()
+        if self.config.pruned_heads:
+            self._prune(self.config.pruned_heads)
+        self.tie_weights()
+
+    def init_weights(self) -> None:
+        """Initialise every module's own parameters."""
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise one module's own parameters: N(0, initializer_range) for matrices, 0 for biases, 1 for norms."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    @classmethod
+    def _from_config(cls, config: PretrainedConfig, torch_dtype: torch.dtype | None = None, **kwargs: Any) -> Self:
+        if "attn_implementation" in kwargs:
+            config._attn_implementation = kwargs.pop("attn_implementation")
+        model = cls(config, **kwargs)
+        return model.to(torch_dtype) if torch_dtype is not None else model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None,
+        *model_args: Any,
+        config: PretrainedConfig | str | Path | None = None,
+        cache_dir: str | Path | None = None,
+        ignore_mismatched_sizes: bool = False,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str = "main",
+        use_safetensors: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a model from a folder, from a hub name or from those that ship inside the package; in eval mode.
+
+        See `triptych.checkpoints.pretrained_torch.load_pretrained` for every option. A local folder never touches
+        the network, and nothing in a checkpoint is ever run.
+
+        Returns: the model; with `output_loading_info=True` (model, what was missing, unexpected or mismatched).
+        Raises: CheckpointError, WeightMismatchError, TypeError for an unknown option.
+        """
+        return pretrained_torch.load_pretrained(
+            cls,
+            pretrained_model_name_or_path,
+            *model_args,
+            config=config,
+            cache_dir=cache_dir,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+            revision=revision,
+            use_safetensors=use_safetensors,
+            **kwargs,
+        )
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        save_function: Callable[..., None] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        token: str | bool | None = None,
+        save_peft_format: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Write configuration and weights into a folder, all of them or nothing.
+
+        See `triptych.checkpoints.pretrained_torch.save_pretrained` for every option.
+
+        Raises: OSError when the folder cannot be written; what was there before is then unchanged.
+        """
+        pretrained_torch.save_pretrained(
+            self,
+            save_directory,
+            is_main_process=is_main_process,
+            state_dict=state_dict,
+            save_function=save_function,
+            push_to_hub=push_to_hub,
+            max_shard_size=max_shard_size,
+            safe_serialization=safe_serialization,
+            variant=variant,
+            token=token,
+            save_peft_format=save_peft_format,
+            **kwargs,
+        )
+
+    # -- facts -----------------------------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> "PreTrainedModel":
+        """The model without a head; itself when it has none."""
+        base: PreTrainedModel = getattr(self, self.base_model_prefix, self)
+        return base
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter lives."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating parameter."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """A small batch to try the model on."""
+        return {"input_ids": torch.arange(6).remainder(self.config.vocab_size).view(2, 3)}
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the parameters hold, tied ones once."""
+        excluded = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
+        return sum(
+            p.numel()
+            for p in self.parameters()
+            if id(p) not in excluded and (p.requires_grad or not only_trainable)
+        )
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the parameters, and of the buffers."""
+        tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return self.config.use_return_dict if return_dict is None else return_dict
+
+    # -- embeddings ------------------------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding, weight (V, C)."""
+        return self.base_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.base_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The layer from hidden states to vocabulary logits; None where there is none."""
+        return None
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the layer from hidden states to vocabulary logits."""
+        raise TypeError(f"{type(self).__name__} has no output embeddings to replace.")
+
+    def tie_weights(self) -> None:
+        """Let the output embedding be the input embedding, where the configuration ties them."""
+        head = self.get_output_embeddings()
+        if head is not None and self.config.tie_word_embeddings:
+            head.weight = self.get_input_embeddings().weight
+            head.out_features = head.weight.shape[0]
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Embedding:
+        """Grow or shrink the vocabulary; the head follows.
+
+        New rows start at the mean of the old ones, so the loss does not jump. With `pad_to_multiple_of` the size is
+        rounded up. Without any argument nothing changes.
+
+        Returns: the input embedding, weight (new_num_tokens, C).
+        Raises: ValueError unless both arguments are positive ints where given.
+        """
+        for name, value in (("new_num_tokens", new_num_tokens), ("pad_to_multiple_of", pad_to_multiple_of)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive int; got {value!r}.")
+        embedding = self.get_input_embeddings()
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return embedding
+        size = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
+        size += -size % (pad_to_multiple_of or 1)
+        if size != embedding.num_embeddings:
+            self.set_input_embeddings(_resized(embedding, size))
+            head = self.get_output_embeddings()
+            if head is not None and not self.config.tie_word_embeddings:
+                self.set_output_embeddings(_resized(head, size))
+        self.config.vocab_size = size
+        self.tie_weights()
+        return self.get_input_embeddings()
+
+    # -- heads -----------------------------------------------------------------------------------------------
+
+    def prune_heads(self, heads_to_prune: dict[int, Iterable[int]]) -> None:
+        """Take attention heads away for good: {layer: [heads]}, numbered as they were before any pruning.
+
+        The configuration remembers them, so the saved model loads in its pruned form.
+
+        Raises: ValueError when a layer or head does not exist, or a layer would be left without heads.
+        """
+        pruned = {layer: set(heads) for layer, heads in self.config.pruned_heads.items()}
+        for layer, heads in heads_to_prune.items():
+            pruned[int(layer)] = pruned.get(int(layer), set()) | set(heads)
+        num_layers, num_heads = self.config.num_hidden_layers, self.config.num_attention_heads
+        for layer, heads in pruned.items():
+            if not 0 <= layer < num_layers or not heads <= set(range(num_heads)) or len(heads) == num_heads:
+                raise ValueError(
+                    f"heads_to_prune must name layers 0 to {num_layers - 1} and heads 0 to {num_heads - 1}, and leave "
+                    f"each layer a head; got heads {sorted(heads)} of layer {layer}."
+                )
+        self._prune(pruned)
+        self.config.pruned_heads = {layer: sorted(heads) for layer, heads in sorted(pruned.items())}
+
+    def _prune(self, heads: dict[int, Iterable[int]]) -> None:
+        if self.base_model is self:
+            raise TypeError(f"{type(self).__name__} does not support head pruning.")
+        self.base_model._prune(heads)
+
+    # -- training --------------------------------------------------------------------------------------------
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether the backward pass recomputes blocks instead of keeping their activations."""
+        return any(getattr(module, "gradient_checkpointing", None) for module in self.modules())
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute blocks in the backward pass: less memory, about a third more time.
+
+        The keyword arguments go to `torch.utils.checkpoint.checkpoint`; `use_reentrant` is False by default.
+        """
+        self.base_model.gradient_checkpointing = partial(
+            checkpoint, **({"use_reentrant": False} | (gradient_checkpointing_kwargs or {}))
+        )
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations for the backward pass again."""
+        self.base_model.gradient_checkpointing = None
+
+    gradient_checkpointing: Callable[..., Any] | None = None
+
+    def enable_input_require_grads(self) -> None:
+        """Make the embeddings' output require gradients, as adapters on a frozen model need."""
+        self._input_grad_hook = self.get_input_embeddings().register_forward_hook(
+            lambda module, inputs, output: output.requires_grad_(True)
+        )
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        self._input_grad_hook.remove()
+
+    # -- generation ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether `generate` works: the class has a language model head."""
+        return cls.next_token_logits is not PreTrainedModel.next_token_logits
+
+    @property
+    def max_positions(self) -> int | None:
+        """How many tokens fit; None when there is no limit."""
+        return self.config.max_position_embeddings  # type: ignore[no-any-return]
+
+    def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
+        """An empty cache with room for `capacity` tokens of each row."""
+        return KeyValueCache.reserved(self.config.num_hidden_layers, capacity)
+
+    def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
+        """One decoding step, for `generate`: the last position's logits and the cache that now holds the input."""
+        raise TypeError(f"{type(self).__name__} has no language model head, so it cannot generate.")
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None,
+        synced_gpus: bool | None = None,
+        assistant_model: "PreTrainedModel | None" = None,
+        streamer: Any = None,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Continue the prompts `inputs` (B, T); see `triptych.generation.decoding_torch.generate`.
+
+        Returns: ids (B * num_return_sequences, T'), prompt included; or an output object when
+            `return_dict_in_generate`.
+        """
+        return decoding_torch.generate(
+            self,
+            inputs,
+            generation_config=generation_config,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            synced_gpus=synced_gpus,
+            assistant_model=assistant_model,
+            streamer=streamer,
+            negative_prompt_ids=negative_prompt_ids,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
+            **kwargs,
+        )
+
+
+def _resized(layer: Any, size: int) -> Any:
+    """An Embedding or a bias-free Linear with `size` rows: the old ones, then their mean."""
+    old = layer.weight.data
+    rows = min(size, old.shape[0])
+    weight = torch.empty((size, old.shape[1]), dtype=old.dtype, device=old.device)
+    weight[:rows] = old[:rows]
+    weight[rows:] = old.mean(dim=0, dtype=torch.float32).to(old.dtype)
+    with torch.device("meta"):
+        if isinstance(layer, nn.Embedding):
+            padding = layer.padding_idx if layer.padding_idx is not None and layer.padding_idx < size else None
+            new: nn.Module = nn.Embedding(size, old.shape[1], padding_idx=padding)
+        else:
+            new = nn.Linear(old.shape[1], size, bias=False)
+    new.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    return new.train(layer.training)
+
+
+def check_token_ids(ids: Tensor, vocab_size: int, name: str = "input_ids") -> None:
+    """Refuse ids outside the vocabulary, before the embedding would.
+
+    On an accelerator a single new token is not checked: looking would make the host wait for every step.
+
+    Raises: TokenIdError naming the first such id and its place.
+    """
+    if torch.compiler.is_compiling() or ids.numel() == 0 or (ids.device.type != "cpu" and ids.shape[-1] == 1):
+        return
+    low, high = torch.aminmax(ids)
+    if low >= 0 and high < vocab_size:
+        return
+    place = ((ids < 0) | (ids >= vocab_size)).nonzero()[0].tolist()
+    raise TokenIdError(
+        f"{name} must be from 0 to {vocab_size - 1}, the vocabulary's size less one; got {ids[tuple(place)].item()} at "
+        f"{place}. Use the tokenizer that belongs to the model, or call resize_token_embeddings(len(tokenizer))."
+    )
+
+
+def check_length(needed: int, positions: int, past: int) -> None:
+    """Refuse more tokens than the model has positions, before any tensor work.
+
+    Raises: SequenceTooLongError with both numbers.
+    """
+    if needed > positions:
+        seen = f" ({past} of them in past_key_values)" if past else ""
+        raise SequenceTooLongError(
+            f"The model has {positions} positions but was given {needed} tokens{seen}. Shorten the input, for example "
+            f"with tokenizer(..., truncation=True, max_length={positions})."
+        )
+
+
+def per_layer_head_mask(head_mask: Tensor | None, num_layers: int, num_heads: int) -> list[Tensor | None]:
+    """The documented `head_mask`, (H,) for every layer or (layers, H), as one (H,) or None per layer.
+
+    Raises: ValueError for any other shape.
+    """
+    if head_mask is None:
+        return [None] * num_layers
+    if tuple(head_mask.shape) == (num_heads,):
+        return [head_mask] * num_layers
+    if tuple(head_mask.shape) == (num_layers, num_heads):
+        return list(head_mask)
+    raise ValueError(
+        f"head_mask must have shape (num_heads,) = {(num_heads,)} or (num_layers, num_heads) = "
+        f"{(num_layers, num_heads)}; got {tuple(head_mask.shape)}."
+    )
+
+
+def _register_output(output_class: type[outputs.ModelOutput]) -> None:
+    """Let torch look inside an output object, as data parallelism and export do."""
+    torch.utils._pytree.register_pytree_node(
+        output_class,
+        lambda output: (list(output.values()), list(output.keys())),
+        lambda values, names: output_class(**dict(zip(names, values, strict=True))),
+        serialized_type_name=f"{output_class.__module__}.{output_class.__name__}",
+    )
+
+
+for _class in outputs.ModelOutput.__subclasses__():
+    _register_output(_class)

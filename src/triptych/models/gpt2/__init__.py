@@ -1,0 +1,1 @@
+"""The tokenizers of GPT-2, which GPT Neo uses."""

@@ -1,0 +1,93 @@
+"""The configuration of GPT Neo: `config.json` of EleutherAI/gpt-neo-* and TinyStories."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from triptych.configuration import PretrainedConfig
+
+ATTENTION_KINDS = ("global", "local")
+
+
+class GPTNeoConfig(PretrainedConfig):
+    """Fields of a GPT Neo model (specification page GPTNeoConfig); the defaults are those of gpt-neo-1.3B.
+
+    `attention_types` is a list of [kinds, repeats] pairs; `attention_layers` is its expansion, one of "global"
+    and "local" per layer. A local layer sees the last `window_size` tokens, itself counted.
+    `intermediate_size` None means 4 * hidden_size.
+
+    Raises: ValueError when `attention_types` does not describe `num_layers` layers of known kinds.
+    """
+
+    model_type: ClassVar[str] = "gpt_neo"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    attribute_map: ClassVar[dict[str, str]] = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+
+    def __init__(
+        self,
+        vocab_size: int = 50257,
+        max_position_embeddings: int = 2048,
+        hidden_size: int = 2048,
+        num_layers: int = 24,
+        attention_types: Sequence[Any] = [[["global", "local"], 12]],  # noqa: B006  (the documented default; never changed)
+        num_heads: int = 16,
+        intermediate_size: int | None = None,
+        window_size: int = 256,
+        activation_function: str = "gelu_new",
+        resid_dropout: float = 0.0,
+        embed_dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        classifier_dropout: float = 0.1,
+        layer_norm_epsilon: float = 1e-5,
+        initializer_range: float = 0.02,
+        use_cache: bool = True,
+        bos_token_id: int | None = 50256,
+        eos_token_id: int | None = 50256,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.max_position_embeddings = max_position_embeddings
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.intermediate_size = intermediate_size
+        self.window_size = window_size
+        self.activation_function = activation_function
+        self.resid_dropout = resid_dropout
+        self.embed_dropout = embed_dropout
+        self.attention_dropout = attention_dropout
+        self.classifier_dropout = classifier_dropout
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.initializer_range = initializer_range
+        self.use_cache = use_cache
+        self.attention_types = [[list(kinds), repeats] for kinds, repeats in attention_types]
+        self.attention_layers = self.expand_attention_types_params(attention_types)
+        self._check_attention(kwargs.pop("attention_layers", None))
+        super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As for every configuration; new `attention_types` replace the file's `attention_layers` too."""
+        if "attention_types" in kwargs:
+            config_dict = {name: value for name, value in config_dict.items() if name != "attention_layers"}
+        return super().from_dict(config_dict, **kwargs)
+
+    @staticmethod
+    def expand_attention_types_params(attention_types: Sequence[Any]) -> list[str]:
+        """One kind per layer: [[["global", "local"], 2]] gives ["global", "local", "global", "local"]."""
+        return [kind for kinds, repeats in attention_types for _ in range(repeats) for kind in kinds]
+
+    def _check_attention(self, stored_layers: list[str] | None) -> None:
+        layers = self.attention_layers
+        unknown = sorted(set(layers) - set(ATTENTION_KINDS))
+        if unknown:
+            raise ValueError(f"attention_types may name 'global' and 'local'; got {', '.join(map(repr, unknown))}.")
+        if len(layers) != self.num_layers:
+            raise ValueError(
+                f"attention_types must describe num_layers={self.num_layers} layers; it describes {len(layers)}. "
+                f'Pass, for example, attention_types=[[["global"], {self.num_layers}]].'
+            )
+        if stored_layers is not None and list(stored_layers) != layers:
+            raise ValueError(
+                f"attention_layers {stored_layers} is not what attention_types {self.attention_types} expands to. "
+                "Change attention_types; attention_layers follows."
+            )

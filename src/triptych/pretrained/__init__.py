@@ -1,0 +1,20 @@
+"""The small models that ship inside the package, loaded by name without the network.
+
+    AutoModelForCausalLM.from_pretrained("triptych/tales-neo")
+"""
+
+from pathlib import Path
+
+OWNER = "triptych"
+DEFAULT = f"{OWNER}/tales-neo"
+_HERE = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """The models in the box, as `from_pretrained` takes them."""
+    return sorted(f"{OWNER}/{path.parent.name}" for path in _HERE.glob("*/config.json"))
+
+
+def folder(name: str) -> Path | None:
+    """The folder of a model in the box; None for any other name."""
+    return _HERE / name.partition("/")[2] if name in names() else None

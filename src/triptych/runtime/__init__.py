@@ -1,0 +1,1 @@
+"""What makes PyTorch fast: the cache and the attention implementations."""

@@ -1,0 +1,174 @@
+"""Attention: one function per implementation, all given the same mask, window and scale, all equal to `eager`.
+
+Which keys a query may see is said once, by `AttentionMask`, for every implementation: those not after it, not
+padding, and, in a layer with a window, the last `window` of them, itself counted. A query that may see nothing
+gives zeros.
+
+Shapes: B batch, H heads, T queries, S keys (the past and the T new ones), D head_dim.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass
+class AttentionMask:
+    """Which of the S keys each of the T queries may see; the queries are the last T of the S positions.
+
+    `padding` (B, S) is True at keys that are tokens and False at padding; None when nothing is padding.
+    A dense mask is made only where no shorter way of saying it exists, and once for all layers of a kind.
+    """
+
+    queries: int
+    keys: int
+    device: torch.device
+    padding: Tensor | None = None
+    _dense: dict[int | None, Tensor] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, attention_mask: Tensor | None, batch: int, queries: int, past: int, device: torch.device) -> "AttentionMask":
+        """From the documented `attention_mask` (B, S), 1 at tokens and 0 at padding.
+
+        Raises: ValueError when its shape is not (B, past + queries).
+        """
+        keys = past + queries
+        if attention_mask is None:
+            return cls(queries, keys, device)
+        if tuple(attention_mask.shape) != (batch, keys):
+            raise ValueError(
+                f"attention_mask must have shape (batch, past + new tokens) = {(batch, keys)}; "
+                f"got {tuple(attention_mask.shape)}."
+            )
+        padding = attention_mask.to(device) != 0
+        if not torch.compiler.is_compiling() and bool(padding.all()):
+            return cls(queries, keys, device)
+        return cls(queries, keys, device, padding)
+
+    def narrows(self, window: int | None) -> bool:
+        """Whether a window hides any key that causal order shows."""
+        return window is not None and window < self.keys
+
+    def dense(self, window: int | None) -> Tensor:
+        """True where query t may see key s: (1 or B, 1, T, S)."""
+        kind = window if self.narrows(window) else None
+        if kind not in self._dense:
+            key = torch.arange(self.keys, device=self.device)
+            query = key[self.keys - self.queries :, None]
+            visible = key <= query
+            if kind is not None:
+                visible &= key > query - kind
+            if self.padding is not None:
+                self._dense[kind] = visible & self.padding[:, None, None, :]
+            else:
+                self._dense[kind] = visible[None, None]
+        return self._dense[kind]
+
+
+def eager(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: AttentionMask,
+    *,
+    scale: float,
+    window: int | None,
+    dropout: float,
+    head_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as written in the papers, with scores and softmax in float32: the truth for the others.
+
+    Returns: (B, H, T, D) in v's dtype, and the weights (B, H, T, S) after dropout and `head_mask` (H,).
+    """
+    scores = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
+    visible = mask.dense(window)
+    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1)
+    if mask.padding is not None:
+        weights = weights.masked_fill(~visible, 0.0)  # a query that may see nothing
+    weights = F.dropout(weights.to(v.dtype), p=dropout)
+    if head_mask is not None:
+        weights = weights * head_mask.to(weights.dtype)[:, None, None]
+    return torch.matmul(weights, v), weights
+
+
+def sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: AttentionMask,
+    *,
+    scale: float,
+    window: int | None,
+    dropout: float,
+    head_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """PyTorch's fused attention, told by a flag or a slice where that says the same as a mask.
+
+    Returns: (B, H, T, D) and no weights: callers that want those, or a head mask, use `eager`.
+    """
+    padding = mask.padding
+    if mask.queries == 1:  # decoding: everything seen so far, or its last `window` tokens
+        if window is not None and mask.narrows(window):
+            k, v = k[:, :, -window:], v[:, :, -window:]
+            padding = padding[:, -window:] if padding is not None else None
+        visible = padding[:, None, None, :] if padding is not None else None
+        return F.scaled_dot_product_attention(q, k, v, visible, dropout, scale=scale), None
+    if padding is None and not mask.narrows(window) and mask.queries == mask.keys:
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale), None
+    return F.scaled_dot_product_attention(q, k, v, mask.dense(window), dropout, scale=scale), None
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {"eager": eager, "sdpa": sdpa}
+DEFAULT_IMPLEMENTATION = "sdpa"
+
+
+def check_implementation(name: str | None) -> str:
+    """The name of an implementation; None gives the default.
+
+    Raises: ValueError when there is no such implementation.
+    """
+    if name is None:
+        return DEFAULT_IMPLEMENTATION
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"attn_implementation must be one of {', '.join(IMPLEMENTATIONS)}; got {name!r}.")
+    return name
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: AttentionMask,
+    *,
+    impl: str,
+    scale: float,
+    window: int | None = None,
+    dropout: float = 0.0,
+    head_mask: Tensor | None = None,
+    need_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention by the named implementation; by `eager` when weights are wanted or a head mask is given.
+
+    Takes q (B, H, T, D), k and v (B, H, S, D); scores are multiplied by `scale`; a `window` of n lets a query see
+    the last n keys, itself counted; `dropout` is the probability that a weight is dropped; `head_mask` (H,)
+    multiplies the weights.
+
+    Returns: (B, H, T, D), and the weights (B, H, T, S) when `need_weights`, else None.
+    """
+    function = eager if need_weights or head_mask is not None else IMPLEMENTATIONS[impl]
+    out, weights = function(q, k, v, mask, scale=scale, window=window, dropout=dropout, head_mask=head_mask)
+    return out, weights if need_weights else None
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """(B, T, H * D) -> (B, H, T, D)."""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, T, D) -> (B, T, H * D)."""
+    return x.transpose(1, 2).flatten(2)

@@ -1,0 +1,155 @@
+"""Keys and values of tokens already seen, kept in buffers with room to grow.
+
+Outside, a cache is the documented tuple of one (key, value) pair per layer, each (B, H, S, D), and it never
+changes: every forward pass returns a new one. Inside, the new cache shares the old one's buffers and the new
+tokens are written behind the old ones, so a token costs a token and not a copy of the past. Only when two
+continuations start from the same past does the second one copy it.
+
+Shapes: B batch, H heads, S tokens seen, D head_dim.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+Pair = tuple[Tensor, Tensor]
+
+
+class _Buffer:
+    """Keys and values (B, H, capacity, D), of which the first `used` positions are written."""
+
+    __slots__ = ("keys", "used", "values")
+
+    def __init__(self, keys: Tensor, values: Tensor, used: int) -> None:
+        self.keys, self.values, self.used = keys, values, used
+
+    def accepts(self, start: int, stop: int) -> bool:
+        """Whether positions start … stop can be written without a trace in any other cache or in autograd."""
+        return (
+            start == self.used
+            and stop <= self.keys.shape[2]
+            and not self.keys.requires_grad
+            and (torch.is_inference_mode_enabled() or not self.keys.is_inference())
+        )
+
+
+class LayerCache:
+    """What one layer has seen; `append` adds the new tokens and gives back all of them."""
+
+    __slots__ = ("_buffer", "_reserve", "length")
+
+    def __init__(self, buffer: _Buffer | None = None, length: int = 0, reserve: int = 0) -> None:
+        self._buffer, self.length, self._reserve = buffer, length, reserve
+
+    @classmethod
+    def of_pair(cls, pair: Pair | None) -> Self:
+        """Start from one layer of a documented tuple."""
+        if pair is None:
+            return cls()
+        return cls(_Buffer(*pair, used=pair[0].shape[2]), pair[0].shape[2])
+
+    def fork(self) -> "LayerCache":
+        """The same past, to be continued on its own."""
+        return LayerCache(self._buffer, self.length, self._reserve)
+
+    def pair(self) -> Pair:
+        """Keys and values of all tokens seen, (B, H, S, D) each."""
+        if self._buffer is None:
+            raise ValueError("The cache is empty: no token has been seen yet.")
+        return self._buffer.keys[:, :, : self.length], self._buffer.values[:, :, : self.length]
+
+    def append(self, key: Tensor, value: Tensor) -> Pair:
+        """Add keys and values of T new tokens, (B, H, T, D) each; returns those of all S tokens."""
+        start, stop = self.length, self.length + key.shape[2]
+        self.length = stop
+        if torch.is_grad_enabled() and key.requires_grad:
+            # Autograd keeps what it was given, so nothing may be written in place.
+            if self._buffer is not None and start:
+                key = torch.cat((self._buffer.keys[:, :, :start], key), dim=2)
+                value = torch.cat((self._buffer.values[:, :, :start], value), dim=2)
+            self._buffer = _Buffer(key, value, stop)
+            return key, value
+        if self._buffer is None and stop >= self._reserve:
+            self._buffer = _Buffer(key, value, stop)  # room for more is made when more comes
+            return key, value
+        if self._buffer is None or not self._buffer.accepts(start, stop):
+            self._buffer = self._copied_with_room(key, value, stop)
+        buffer = self._buffer
+        buffer.keys[:, :, start:stop] = key
+        buffer.values[:, :, start:stop] = value
+        buffer.used = stop
+        return buffer.keys[:, :, :stop], buffer.values[:, :, :stop]
+
+    def _copied_with_room(self, key: Tensor, value: Tensor, needed: int) -> _Buffer:
+        capacity = max(needed, self._reserve)
+        if capacity > self._reserve:
+            capacity += max(64, capacity // 2)
+        start = needed - key.shape[2]
+        made = []
+        for old, new in ((self._buffer and self._buffer.keys, key), (self._buffer and self._buffer.values, value)):
+            room = new.new_empty((*new.shape[:2], capacity, new.shape[3]))
+            if old is not None and start:
+                room[:, :, :start] = old[:, :, :start]
+            made.append(room)
+        return _Buffer(*made, used=start)
+
+
+class KeyValueCache(tuple[Pair, ...]):
+    """The documented `past_key_values`: one (key, value) pair of (B, H, S, D) per layer."""
+
+    _layers: list[LayerCache]
+
+    @classmethod
+    def reserved(cls, num_layers: int, capacity: int) -> Self:
+        """An empty cache whose buffers will have room for `capacity` tokens from the first write on."""
+        cache = cls()
+        cache._layers = [LayerCache(reserve=capacity) for _ in range(num_layers)]
+        return cache
+
+    @classmethod
+    def of_layers(cls, layers: Iterable[LayerCache]) -> Self:
+        """What the layers have seen by now."""
+        layers = list(layers)
+        cache = cls(layer.pair() for layer in layers)
+        cache._layers = layers
+        return cache
+
+    @property
+    def length(self) -> int:
+        """S, the number of tokens seen."""
+        return self[0][0].shape[2] if self else 0
+
+    def reorder(self, rows: Tensor) -> Self:
+        """A cache of the batch rows named by `rows` (B',), in that order; rows may repeat."""
+        layers = []
+        for layer, (key, value) in zip(self._layers, self, strict=True):
+            chosen = LayerCache(reserve=layer._reserve)
+            chosen.append(key.index_select(0, rows), value.index_select(0, rows))
+            layers.append(chosen)
+        return self.of_layers(layers)
+
+
+def open_layers(past: Sequence[Pair | None] | None, num_layers: int) -> list[LayerCache]:
+    """One writable layer cache per layer, continuing from `past`, which itself stays as it is.
+
+    Raises: ValueError when `past` has another number of layers, or a layer of another form, than the model.
+    """
+    if past is None:
+        return [LayerCache() for _ in range(num_layers)]
+    layers: list[LayerCache] | None = getattr(past, "_layers", None)
+    pairs = list(past) if layers is None else layers
+    if len(pairs) != num_layers:
+        raise ValueError(
+            f"past_key_values needs one (key, value) pair for each of the {num_layers} layers; got {len(pairs)}."
+        )
+    if layers is not None:
+        return [layer.fork() for layer in layers]
+    for index, pair in enumerate(past):
+        if pair is not None and (len(pair) != 2 or any(x.dim() != 4 for x in pair)):
+            raise ValueError(
+                f"past_key_values[{index}] must be a (key, value) pair of tensors of shape "
+                f"(batch, heads, length, head_dim); got {[tuple(x.shape) for x in pair]}."
+            )
+    return [LayerCache.of_pair(pair) for pair in past]

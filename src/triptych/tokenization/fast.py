@@ -1,0 +1,432 @@
+"""The base of tokenizers whose engine is the `tokenizers` library."""
+
+import copy
+import json
+import os
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from tokenizers import AddedToken, Encoding, Tokenizer, models, pre_tokenizers, processors, trainers
+
+from triptych.errors import InvalidFileError, MissingFileError
+from triptych.tokenization.base import Ids, PreTrainedTokenizerBase
+from triptych.tokenization.batch_encoding import BatchEncoding
+from triptych.tokenization.options import Lengths, PaddingStrategy, Request, TruncationStrategy
+from triptych.tokenization.special_tokens import LIST_NAME, NAMES, Token, from_json, special, str_of, to_json
+from triptych.tokenization.tensors import to_lists
+
+
+class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
+    """Texts go to the engine as whole batches, and lists of ids come back.
+
+    Made from a `tokenizers.Tokenizer` (`tokenizer_object`) or its file (`tokenizer_file`).
+    """
+
+    vocab_files_names: ClassVar = {"tokenizer_file": "tokenizer.json"}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take the engine over, and put in the tokens that it lacks.
+
+        Raises: ValueError if there is no engine to take.
+        """
+        backend: Tokenizer | None = kwargs.pop("tokenizer_object", None)
+        tokenizer_file = kwargs.pop("tokenizer_file", None)
+        stored: dict[Any, AddedToken] = kwargs.pop("added_tokens_decoder", {})
+        if backend is None and tokenizer_file is None:
+            raise ValueError(
+                f"{type(self).__name__} needs an engine. Pass tokenizer_file='…/tokenizer.json' or "
+                "tokenizer_object=tokenizers.Tokenizer(…)."
+            )
+        self._tokenizer: Tokenizer = copy.deepcopy(backend) if backend is not None else read_backend(tokenizer_file)
+        for name, value in _settings(self._tokenizer).items():
+            kwargs.setdefault(name, value)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._vocabulary_end: tuple[int, int] | None = None
+        super().__init__(**kwargs)
+        # The engine gives ids in the order of arrival, so the stored tokens come first and by id.
+        known = self.added_tokens_encoder
+        new = [stored[key] for key in sorted(stored, key=int) if stored[key].content not in known]
+        arrived = known.keys() | {token.content for token in new}
+        new += [special(token) for token in self.all_special_tokens_extended if str_of(token) not in arrived]
+        self._tokenizer.add_tokens(new)
+
+    # The vocabulary.
+
+    @property
+    def is_fast(self) -> bool:
+        """True: the engine is the `tokenizers` library."""
+        return True
+
+    @property
+    def can_save_slow_tokenizer(self) -> bool:
+        """Whether the files of the slow tokenizer can be written."""
+        return True
+
+    @property
+    def backend_tokenizer(self) -> Tokenizer:
+        """The engine."""
+        return self._tokenizer
+
+    @property
+    def decoder(self) -> Any:
+        """The engine's decoder."""
+        return self._tokenizer.decoder
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens before any were added."""
+        size: int = self._tokenizer.get_vocab_size(with_added_tokens=False)
+        return size
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token → id, added tokens included."""
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return vocabulary
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """The same as `get_vocab()`."""
+        return self.get_vocab()
+
+    def __len__(self) -> int:
+        """The number of tokens, added ones included."""
+        size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        return size
+
+    def _id_limit(self) -> int:
+        size = len(self)
+        if self._vocabulary_end is None or self._vocabulary_end[0] != size:
+            self._vocabulary_end = (size, max(self.get_vocab().values(), default=-1) + 1)
+        return self._vocabulary_end[1]
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Id → AddedToken, by id."""
+        tokens: dict[int, AddedToken] = self._tokenizer.get_added_tokens_decoder()
+        return dict(sorted(tokens.items()))
+
+    def _add_tokens(self, new_tokens: Sequence[Token], special_tokens: bool = False) -> int:
+        tokens = [special(token) for token in new_tokens] if special_tokens else list(new_tokens)
+        added: int = self._tokenizer.add_tokens(tokens)
+        return added
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """The id of a token, or the ids of a list of them; unknown ones give `unk_token_id`."""
+        if tokens is None:
+            return None
+        if isinstance(tokens, str):
+            return self._id(tokens)
+        return [self._id(token) for token in tokens]
+
+    def _id(self, token: str) -> Any:
+        token_id = self._tokenizer.token_to_id(token)
+        if token_id is not None:
+            return token_id
+        unknown = self._special_tokens.get("unk_token")
+        return None if unknown is None else self._tokenizer.token_to_id(str_of(unknown))
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The token of an id, or the tokens of a sequence of them; None for an id that has none."""
+        if isinstance(ids, int):
+            return self._tokenizer.id_to_token(ids)
+        skipped = set(self.all_special_ids) if skip_special_tokens else frozenset()
+        return [self._tokenizer.id_to_token(int(token_id)) for token_id in ids if int(token_id) not in skipped]
+
+    # Text → ids.
+
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Split a text, or a pair, into tokens."""
+        encoding = self.encode_plus(text, pair, add_special_tokens=add_special_tokens, **kwargs)
+        return encoding.tokens()
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """How many special tokens a single text, or a pair, gets."""
+        count: int = self._tokenizer.num_special_tokens_to_add(pair)
+        return count
+
+    def _encode_one(self, text: Any, text_pair: Any, request: Request, **kwargs: Any) -> BatchEncoding:
+        _no_further_options(type(self).__name__, kwargs)
+        self._set_lengths(request.lengths)
+        item = text if text_pair is None else (text, text_pair)
+        try:
+            encoding = self._tokenizer.encode(text, text_pair, request.is_split_into_words, request.add_special_tokens)
+        except BaseException as error:  # the engine's panics are no Exception
+            raise self._explained(error, [item], request) from error
+        result = self._columns([encoding], request)
+        if request.columns.tensors is not None or request.columns.overflowing_tokens:
+            return result
+        row = {name: rows[0] if isinstance(rows[0], list) else rows for name, rows in result.data.items()}
+        return BatchEncoding(row, result.encodings)
+
+    def _encode_many(self, items: Sequence[Any], request: Request, **kwargs: Any) -> BatchEncoding:
+        _no_further_options(type(self).__name__, kwargs)
+        self._set_lengths(request.lengths)
+        try:
+            encodings = self._tokenizer.encode_batch(
+                list(items), request.is_split_into_words, request.add_special_tokens
+            )
+        except BaseException as error:  # the engine's panics are no Exception
+            raise self._explained(error, items, request) from error
+        return self._columns(encodings, request)
+
+    def _columns(self, encodings: list[Encoding], request: Request) -> BatchEncoding:
+        """The columns asked for; rows cut off a text follow it where they are wanted."""
+        columns, data = request.columns, dict[str, Any]()
+        samples = range(len(encodings))
+        if columns.overflowing_tokens:
+            groups = [[encoding, *encoding.overflowing] for encoding in encodings]
+            samples = [sample for sample, group in enumerate(groups) for _ in group]  # type: ignore[assignment]
+            encodings = list(chain.from_iterable(groups))
+        data["input_ids"] = [encoding.ids for encoding in encodings]
+        if columns.token_type_ids:
+            data["token_type_ids"] = [encoding.type_ids for encoding in encodings]
+        if columns.attention_mask:
+            # Without padding there is nothing to ask the engine for.
+            padded = request.lengths.pads
+            data["attention_mask"] = (
+                [encoding.attention_mask for encoding in encodings]
+                if padded
+                else [[1] * len(ids) for ids in data["input_ids"]]
+            )
+        if columns.special_tokens_mask:
+            data["special_tokens_mask"] = [encoding.special_tokens_mask for encoding in encodings]
+        if columns.offset_mapping:
+            data["offset_mapping"] = [encoding.offsets for encoding in encodings]
+        if columns.length:
+            data["length"] = [len(ids) for ids in data["input_ids"]]
+        if columns.overflowing_tokens:
+            data["overflow_to_sample_mapping"] = samples
+        self._warn_if_too_long(max(map(len, data["input_ids"]), default=0), request)
+        return BatchEncoding(data, encodings, tensor_type=columns.tensors)
+
+    def _set_lengths(self, lengths: Lengths) -> None:
+        """Bring the engine's truncation and padding to what the call asks for, if they differ."""
+        truncation = padding = None
+        if lengths.limit is not None:
+            truncation = {
+                "max_length": lengths.limit,
+                "stride": lengths.stride,
+                "strategy": str(lengths.truncation),
+                "direction": self.truncation_side,
+            }
+        if lengths.pads:
+            padding = {
+                "length": lengths.max_length if lengths.padding is PaddingStrategy.MAX_LENGTH else None,
+                "pad_to_multiple_of": lengths.pad_to_multiple_of,
+                "pad_id": self.pad_token_id,
+                "pad_token": self.pad_token,
+                "pad_type_id": self.pad_token_type_id,
+                "direction": self.padding_side,
+            }
+        if self._tokenizer.truncation != truncation:
+            if truncation is None:
+                self._tokenizer.no_truncation()
+            else:
+                self._enable_truncation(truncation)
+        if self._tokenizer.padding != padding:
+            if padding is None:
+                self._tokenizer.no_padding()
+            else:
+                self._tokenizer.enable_padding(**padding)
+
+    def _enable_truncation(self, truncation: dict[str, Any]) -> None:
+        room = truncation["max_length"] - self.num_special_tokens_to_add()
+        if truncation["stride"] and truncation["stride"] >= room:
+            raise ValueError(_stride_message(truncation["stride"], room))
+        self._tokenizer.enable_truncation(**truncation)
+
+    def _explained(self, error: BaseException, items: Sequence[Any], request: Request) -> BaseException:
+        """What the engine's error means to the caller; the error itself where it is none of the known ones."""
+        lengths = request.lengths
+        if type(error).__name__ == "PanicException" and lengths.limit is not None:
+            return ValueError(_stride_message(lengths.stride, lengths.limit))
+        if type(error) is Exception and lengths.limit is not None:
+            return ValueError(
+                f"truncation={str(lengths.truncation)!r} cannot reach max_length={lengths.limit}: {error}. "
+                f"Pass a larger max_length or truncation={str(TruncationStrategy.LONGEST_FIRST)!r}."
+            )
+        if isinstance(error, TypeError | UnicodeEncodeError):
+            for number, item in enumerate(items):
+                for text in item if isinstance(item, list | tuple) else [item]:
+                    if problem := _problem(text, request.is_split_into_words):
+                        return ValueError(f"Item {number} of the batch {problem}.")
+            if any(isinstance(item, list | tuple) and len(item) != 2 for item in items):
+                return ValueError(
+                    "A list inside a batch is a pair (text, text_pair). "
+                    "For texts that are split into words, pass is_split_into_words=True."
+                )
+        return error
+
+    # Ids → text.
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Join tokens into text."""
+        text: str = self._tokenizer.decoder.decode(tokens)
+        return text
+
+    def _decode(
+        self,
+        token_ids: Ids,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        text = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return self._cleaned(text, clean_up_tokenization_spaces)
+
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """The text of each sequence of ids (a list of sequences, or an array or tensor (B, T))."""
+        rows = [[row] if isinstance(row, int) else row for row in to_lists(sequences)]
+        for row in rows:
+            self._check_ids(row)
+        texts = self._tokenizer.decode_batch(rows, skip_special_tokens=skip_special_tokens)
+        return [self._cleaned(text, clean_up_tokenization_spaces) for text in texts]
+
+    # Files and training.
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """The vocabulary is in tokenizer.json; there are no further files."""
+        return ()
+
+    def to_json(self) -> str:
+        """The text of tokenizer.json: the engine without the lengths of the last call.
+
+        Merges are written as "a b", the form that every version of `tokenizers` reads, unless a piece has a space.
+        """
+        state = json.loads(self._tokenizer.to_str())
+        state["truncation"] = state["padding"] = None
+        merges = state["model"].get("merges") or []
+        if merges and not any(" " in piece for pair in merges if isinstance(pair, list) for piece in pair):
+            state["model"]["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+        return json.dumps(state, ensure_ascii=False, indent=2)
+
+    def train_new_from_iterator(
+        self,
+        text_iterator: Iterable[str] | Iterable[list[str]],
+        vocab_size: int,
+        length: int | None = None,
+        new_special_tokens: Sequence[Token] | None = None,
+        special_tokens_map: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A tokenizer of the same kind and settings with a vocabulary learned from texts.
+
+        text_iterator: texts, or batches of them; `length` of them for the progress bar. `special_tokens_map` renames
+            special tokens; `kwargs` go to the trainer (`min_frequency`, `show_progress`, …).
+        Raises: ValueError if the model is not a BPE.
+        """
+        if not isinstance(self._tokenizer.model, models.BPE):
+            raise ValueError(f"Only BPE models can be trained here, not {type(self._tokenizer.model).__name__}.")
+        renamed = special_tokens_map or {}
+        state = json.loads(self._tokenizer.to_str())
+        added = [
+            from_json(token, content=renamed.get(token["content"], token["content"]))
+            for token in state["added_tokens"]
+            if token["special"]
+        ]
+        added += [special(token) for token in new_special_tokens or ()]
+        state |= {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
+        state["model"] |= {"vocab": {}, "merges": []}
+        backend = Tokenizer.from_str(json.dumps(state))
+        if isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
+            kwargs.setdefault("initial_alphabet", pre_tokenizers.ByteLevel.alphabet())
+        for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+            if state["model"].get(name):
+                kwargs.setdefault(name, state["model"][name])
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=added, **kwargs)
+        backend.train_from_iterator(text_iterator, length=length, trainer=trainer)
+        backend.post_processor = self._retargeted_post_processor(backend, renamed)
+        return type(self)(tokenizer_object=backend, **self._renamed_settings(renamed, new_special_tokens or ()))
+
+    def _renamed_settings(self, renamed: dict[str, str], new_special_tokens: Sequence[Token]) -> dict[str, Any]:
+        """The constructor's options, with the roles that special tokens have now and under their new names."""
+        settings = {name: value for name, value in self.init_kwargs.items() if name not in (*NAMES, "name_or_path")}
+        for name, value in self.special_tokens_map_extended.items():
+            tokens = value if isinstance(value, list) else [value]
+            new = [_rename(token, renamed) for token in tokens]
+            settings[name] = new if isinstance(value, list) else new[0]
+        if new_special_tokens:
+            settings[LIST_NAME] = [*settings.get(LIST_NAME, ()), *map(special, new_special_tokens)]
+        return settings
+
+    def _retargeted_post_processor(self, backend: Tokenizer, renamed: dict[str, str]) -> Any:
+        """The post-processor, with the special tokens of a template under their new names and ids."""
+        processor = self._tokenizer.post_processor
+        if not isinstance(processor, processors.TemplateProcessing):
+            return processor
+        state = json.loads(self._tokenizer.to_str())["post_processor"]
+        for piece in (*state["single"], *state["pair"]):
+            if "SpecialToken" in piece:
+                piece["SpecialToken"]["id"] = renamed.get(piece["SpecialToken"]["id"], piece["SpecialToken"]["id"])
+        names = [renamed.get(name, name) for name in state["special_tokens"]]
+        state["special_tokens"] = {
+            name: {"id": name, "ids": [backend.token_to_id(name)], "tokens": [name]} for name in names
+        }
+        whole = json.loads(backend.to_str()) | {"post_processor": state}
+        return Tokenizer.from_str(json.dumps(whole)).post_processor
+
+
+def read_backend(path: str | os.PathLike[str]) -> Tokenizer:
+    """The engine that a tokenizer.json describes.
+
+    Raises: MissingFileError; InvalidFileError if the file is damaged.
+    """
+    if not Path(path).is_file():
+        raise MissingFileError(f"The tokenizer's file {os.fspath(path)} does not exist. Check the path.")
+    try:
+        return Tokenizer.from_file(os.fspath(path))
+    except Exception as error:  # the library raises no narrower class
+        raise InvalidFileError(
+            f"{os.fspath(path)} is no tokenizer.json: {error}. Repair the file or fetch it again."
+        ) from error
+
+
+def _settings(backend: Tokenizer) -> dict[str, Any]:
+    """What the engine's stored padding and truncation say about the tokenizer."""
+    settings: dict[str, Any] = {}
+    if backend.truncation is not None:
+        settings["truncation_side"] = backend.truncation["direction"]
+    if backend.padding is not None:
+        settings["pad_token"] = backend.padding["pad_token"]
+        settings["pad_token_type_id"] = backend.padding["pad_type_id"]
+        settings["padding_side"] = backend.padding["direction"]
+    return settings
+
+
+def _rename(token: Token, renamed: dict[str, str]) -> AddedToken:
+    token = special(token)
+    return from_json(to_json(token), content=renamed.get(token.content, token.content))
+
+
+def _no_further_options(name: str, kwargs: dict[str, Any]) -> None:
+    if kwargs:
+        raise TypeError(f"{name} does not know the options {sorted(kwargs)}. Check their spelling.")
+
+
+def _stride_message(stride: int, room: int) -> str:
+    return (
+        f"stride must be smaller than the number of tokens that a cut text keeps, and stride={stride} is not smaller "
+        f"than what is left of {room}. Pass a smaller stride or a larger max_length."
+    )
+
+
+def _problem(text: Any, is_split_into_words: bool) -> str:
+    """What is wrong with a text of a batch; empty if nothing is."""
+    words = text if isinstance(text, list | tuple) and is_split_into_words else [text]
+    for word in words:
+        if not isinstance(word, str):
+            return f"must be a str, or a pair of them, and holds a {type(word).__name__}"
+        if any("\ud800" <= char <= "\udfff" for char in word):
+            return "must be valid Unicode, and holds a lone surrogate; decode the input again with errors='replace'"
+    return ""

@@ -1,0 +1,225 @@
+"""The files of a tokenizer ↔ the tokenizer.
+
+tokenizer_config.json    the constructor's options, the added tokens by id
+special_tokens_map.json  role → token
+added_tokens.json        added token → id; older folders have only this and the two above
+vocab.json, merges.txt   (or whatever the class names) the vocabulary
+tokenizer.json           everything, for the engine of the fast tokenizers
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import AddedToken
+
+from triptych import hub
+from triptych.errors import InvalidFileError, MissingFileError
+from triptych.files import read_json, staged_folder, write_json
+from triptych.tokenization.special_tokens import LIST_NAME, NAMES, from_json, str_of, to_json
+
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    from triptych.tokenization.base import PreTrainedTokenizerBase
+
+    T = TypeVar("T", bound=PreTrainedTokenizerBase)
+
+CONFIG, SPECIAL, ADDED, BACKEND = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.json",
+)
+
+# In tokenizer_config.json, but about the file or about code: not for the constructor.
+_NOT_OPTIONS = ("tokenizer_class", "auto_map", "init_inputs", "fast_tokenizer_files", "tokenizer_file")
+# Where the tokenizer came from: not for the file.
+_NOT_SAVED = ("name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file", *_NOT_OPTIONS)
+# Attributes that may have been set since: written if they are options already, or differ from the class's default.
+_LIVE = ("padding_side", "truncation_side", "split_special_tokens")
+
+
+def load(cls: "type[T]", name: str | os.PathLike[str], init_inputs: Iterable[Any], kwargs: dict[str, Any]) -> "T":
+    """Make a tokenizer from its files; `kwargs` hold the hub's options and what overrides the stored options.
+
+    Raises: CheckpointError naming the file that is missing or damaged.
+    """
+    where = hub.pop_options(kwargs)
+    if Path(name).is_file():
+        return _from_one_file(cls, Path(name), init_inputs, kwargs)
+    found = {
+        filename: path
+        for filename in dict.fromkeys((*cls.vocab_files_names.values(), CONFIG, SPECIAL, ADDED))
+        if (path := hub.resolve_file(name, filename, required=False, **where)) is not None
+    }
+    vocabulary = {
+        argument: str(found[filename]) for argument, filename in cls.vocab_files_names.items() if filename in found
+    }
+    _check_vocabulary(cls, name, vocabulary.keys() | kwargs.keys())
+    options = _options(found, kwargs)
+    options = {**vocabulary, **options, **kwargs, "name_or_path": os.fspath(name)}
+    _give_flags(options)
+    return cls(*init_inputs, **options)
+
+
+def _from_one_file(cls: "type[T]", path: Path, init_inputs: Iterable[Any], kwargs: dict[str, Any]) -> "T":
+    arguments = {"tokenizer_file"} & cls.vocab_files_names.keys() if path.suffix == ".json" else set()
+    if len(cls.vocab_files_names) == 1:
+        arguments = set(cls.vocab_files_names)
+    if not arguments:
+        raise ValueError(
+            f"{cls.__name__} is loaded from a folder or a hub name, and {path} is one file. "
+            f"Give the folder that holds {' and '.join(cls.vocab_files_names.values())}."
+        )
+    return cls(*init_inputs, **{arguments.pop(): str(path)}, **kwargs, name_or_path=os.fspath(path))
+
+
+def _check_vocabulary(cls: "type[PreTrainedTokenizerBase]", name: Any, given: Iterable[str]) -> None:
+    """All vocabulary files, or tokenizer.json alone where the class reads it."""
+    given = set(given)
+    missing = [n for argument, n in cls.vocab_files_names.items() if argument not in given and n != BACKEND]
+    if "tokenizer_file" in given and "tokenizer_file" in cls.vocab_files_names:
+        return
+    if missing or not given & cls.vocab_files_names.keys():
+        names = missing or [BACKEND]
+        other = f" (or {BACKEND})" if missing and "tokenizer_file" in cls.vocab_files_names else ""
+        there = hub.local_folder(name)
+        holds = f", and {there} holds {hub.listing(there)}" if there is not None else f", and {name} has not"
+        raise MissingFileError(
+            f"{cls.__name__} needs {' and '.join(names)}{other}{holds}. Give the folder of a tokenizer of this kind."
+        )
+
+
+def _options(found: Mapping[str, Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's options that the files store."""
+    config = read_json(found[CONFIG]) if CONFIG in found else {}
+    options = {
+        name: _token(value, found[CONFIG]) if name in NAMES or _is_token(value) else value
+        for name, value in config.items()
+        if name not in _NOT_OPTIONS
+    }
+    if "added_tokens_decoder" in options:
+        options["added_tokens_decoder"] = _stored_by_id(options["added_tokens_decoder"], found[CONFIG])
+        return options
+    if SPECIAL in found:
+        roles = {name: value for name, value in read_json(found[SPECIAL]).items() if name not in overrides}
+        options |= {name: _token(value, found[SPECIAL]) for name, value in roles.items()}
+    if ADDED in found:
+        options["added_tokens_decoder"] = _by_id(read_json(found[ADDED]), options | dict(overrides), found[ADDED])
+    return options
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("__type") == "AddedToken"
+
+
+def _token(value: Any, path: Path) -> Any:
+    if isinstance(value, list):
+        return [_token(item, path) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if not isinstance(value.get("content"), str):
+        raise InvalidFileError(f"A token in {path} must have its text as 'content', and one is {value!r}.")
+    return from_json(value)
+
+
+def _stored_by_id(value: Any, path: Path) -> dict[int, AddedToken]:
+    try:
+        return {int(token_id): _token(fields, path) for token_id, fields in value.items()}
+    except (AttributeError, ValueError) as error:
+        if isinstance(error, InvalidFileError):
+            raise
+        raise InvalidFileError(f"added_tokens_decoder in {path} must map ids to tokens: {error}.") from error
+
+
+def _by_id(ids: Mapping[str, Any], options: Mapping[str, Any], path: Path) -> dict[int, AddedToken]:
+    """added_tokens.json as id → token; special tokens have the fields that their role stores."""
+    roles: dict[str, Any] = {}
+    for name in NAMES:
+        value = options.get(name)
+        for token in value if isinstance(value, list) else [value]:
+            if token is not None:
+                roles[str_of(token)] = token
+    tokens: dict[int, AddedToken] = {}
+    for text, token_id in ids.items():
+        if not isinstance(token_id, int):
+            raise InvalidFileError(f"{path} must map tokens to ids, and {text!r} has {token_id!r}.")
+        role = roles.get(text)
+        if isinstance(role, AddedToken):
+            tokens[token_id] = from_json(to_json(role), special=True)
+        else:
+            tokens[token_id] = AddedToken(text, normalized=role is None, special=role is not None)
+    return tokens
+
+
+def _give_flags(options: dict[str, Any]) -> None:
+    """Special tokens that are named only by their text get the fields stored with their id."""
+    stored = {token.content: token for token in options.get("added_tokens_decoder", {}).values()}
+    for name in NAMES:
+        if isinstance(options.get(name), str) and name != LIST_NAME:
+            options[name] = stored.get(options[name], options[name])
+
+
+def save(
+    tokenizer: "PreTrainedTokenizerBase", directory: str | os.PathLike[str], legacy: bool | None, prefix: str | None
+) -> tuple[str, ...]:
+    """Write the files of a tokenizer, all or none; their paths, in the order of the documentation.
+
+    Raises: SaveError if the folder cannot be written; ValueError if there is no such form of the vocabulary.
+    """
+    folder, start = Path(directory), f"{prefix}-" if prefix else ""
+    with staged_folder(folder) as stage:
+        write_json(stage / (start + CONFIG), config_of(tokenizer))
+        roles = {name: _saved_role(value) for name, value in tokenizer.special_tokens_map_extended.items()}
+        write_json(stage / (start + SPECIAL), dict(sorted(roles.items())))
+        names = [start + CONFIG, start + SPECIAL]
+        if _saves_vocabulary(tokenizer, legacy):
+            names += [Path(path).name for path in tokenizer.save_vocabulary(str(stage), filename_prefix=prefix)]
+            beyond = {text: i for text, i in tokenizer.get_added_vocab().items() if i >= tokenizer.vocab_size}
+            if beyond:
+                write_json(stage / (start + ADDED), dict(sorted(beyond.items())))
+                names.append(start + ADDED)
+        if tokenizer.is_fast and legacy is not True:
+            (stage / (start + BACKEND)).write_text(tokenizer.to_json(), encoding="utf-8")  # type: ignore[attr-defined]
+            names.append(start + BACKEND)
+    return tuple(str(folder / name) for name in names)
+
+
+def _saves_vocabulary(tokenizer: "PreTrainedTokenizerBase", legacy: bool | None) -> bool:
+    if not tokenizer.is_fast:
+        if legacy is False:
+            raise ValueError(f"{BACKEND} is written by fast tokenizers only. Leave legacy_format out.")
+        return True
+    possible = tokenizer.slow_tokenizer_class is not None and getattr(tokenizer, "can_save_slow_tokenizer", False)
+    if legacy is True and not possible:
+        raise ValueError(f"{type(tokenizer).__name__} has no vocabulary files but {BACKEND}. Leave legacy_format out.")
+    return legacy is not False and possible
+
+
+def _saved_role(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_saved_role(token) for token in value]
+    return to_json(value, special=False) if isinstance(value, AddedToken) else value
+
+
+def config_of(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """What tokenizer_config.json stores: the options as they are now, by name."""
+    config = {name: value for name, value in tokenizer.init_kwargs.items() if name not in _NOT_SAVED}
+    config["model_max_length"] = tokenizer.model_max_length
+    config["clean_up_tokenization_spaces"] = tokenizer.clean_up_tokenization_spaces
+    for name in _LIVE:
+        value = getattr(tokenizer, name)
+        if name in config or value != getattr(type(tokenizer), name, False):
+            config[name] = value
+    for name in NAMES:
+        if name in config:
+            config[name] = None
+    config |= tokenizer.special_tokens_map
+    if config.get(LIST_NAME, ()) is None:
+        config[LIST_NAME] = []
+    config["added_tokens_decoder"] = {str(i): to_json(token) for i, token in tokenizer.added_tokens_decoder.items()}
+    name = type(tokenizer).__name__
+    config["tokenizer_class"] = name.removesuffix("Fast") if tokenizer.slow_tokenizer_class is not None else name
+    return dict(sorted(config.items()))
