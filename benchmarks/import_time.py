@@ -1,6 +1,6 @@
 """How long `import triptych` and `triptych --help` take, each in a fresh process, beside Python's own start.
 
-    python benchmarks/import_time.py [--peer PYTHON]     PYTHON: an interpreter that has transformers
+python benchmarks/import_time.py [--peer PYTHON]     PYTHON: an interpreter that has transformers
 """
 
 import json

@@ -70,6 +70,10 @@ class Training(L.LightningModule):
         super().__init__()
         self.model, self.peak_rate, self.warmup, self.steps = model, peak_rate, warmup, steps
 
+    def on_train_start(self) -> None:
+        """Draw other places of the row after a stop than before it."""
+        torch.manual_seed(torch.initial_seed() + self.global_step)
+
     def training_step(self, batch: Tensor, index: int) -> Tensor:  # (B, T) -> ()
         loss = self.model(batch, labels=batch).loss
         self.log("train_loss", loss, prog_bar=True)
@@ -93,7 +97,7 @@ class Training(L.LightningModule):
 
 @torch.inference_mode()
 def score(model: GPTNeoForCausalLM, ids: np.ndarray, num_bytes: int) -> dict[str, float]:
-    """Perplexity per token and bits per byte of a row of ids; each token is seen with at least half a window before it."""
+    """Perplexity per token and bits per byte of a row of ids; every token is given half a window before it, or more."""
     model.eval()
     length = model.config.max_position_embeddings
     row, nats, stride = torch.from_numpy(ids).to(model.device), 0.0, length // 2
@@ -108,9 +112,10 @@ def score(model: GPTNeoForCausalLM, ids: np.ndarray, num_bytes: int) -> dict[str
     return {"perplexity": math.exp(nats / (len(row) - 1)), "bits_per_byte": nats / math.log(2) / num_bytes}
 
 
-def draw_losses(metrics: Path, picture: Path) -> None:
-    """The loss curves of Lightning's CSV file, as a PNG."""
-    rows = np.genfromtxt(metrics, delimiter=",", names=True)
+def draw_losses(metrics: list[Path], picture: Path) -> None:
+    """The loss curves of Lightning's CSV files, one for each start of the run, as a PNG."""
+    tables = [np.genfromtxt(file, delimiter=",", names=True) for file in metrics]
+    rows = {name: np.concatenate([table[name] for table in tables]) for name in ("step", "train_loss", "valid_loss")}
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for name, style in (("train_loss", {"lw": 0.8}), ("valid_loss", {"marker": "o", "ms": 3})):
         there = ~np.isnan(rows[name])
@@ -170,7 +175,7 @@ def main(
         check_val_every_n_epoch=None,
         limit_val_batches=20,
         log_every_n_steps=10,
-        logger=CSVLogger(out, name="", version="logs"),
+        logger=CSVLogger(out, name="logs"),  # a new version_N for each start
         callbacks=[ModelCheckpoint(out / "checkpoints", every_n_train_steps=every, save_last=True)],
     )
     trainer.fit(
@@ -184,7 +189,7 @@ def main(
     model.config.use_cache = True
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    draw_losses(out / "logs" / "metrics.csv", out / "loss.png")
+    draw_losses(sorted(out.glob("logs/version_*/metrics.csv")), out / "loss.png")
     scores = score(GPTNeoForCausalLM.from_pretrained(out), valid_ids, valid_bytes)
     (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     typer.echo(f"perplexity {scores['perplexity']:.2f}, {scores['bits_per_byte']:.3f} bits per byte")

@@ -1,6 +1,6 @@
 """Writes the checkpoints in golden/checkpoints with the reference; run with an interpreter that has Transformers 4.37.
 
-    HF_HUB_OFFLINE=1 /path/to/reference/python tests/golden_checkpoints.py [TARGET]
+HF_HUB_OFFLINE=1 /path/to/reference/python tests/golden_checkpoints.py [TARGET]
 """
 
 import shutil

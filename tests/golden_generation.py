@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import GenerationConfig, GPTNeoConfig, GPTNeoForCausalLM, TextStreamer
-from transformers import generation as reference
+from transformers import GenerationConfig, GPTNeoConfig, GPTNeoForCausalLM, TextStreamer, generation as reference
 
 ONE = [[5, 6, 7, 8]]
 TWO = [[5, 6, 7, 8], [9, 3, 60, 44]]
@@ -41,7 +40,7 @@ CASES = [
     ("no_repeat_ngram_size 3", ONE, {"max_new_tokens": 50, "no_repeat_ngram_size": 3}),
     ("min_length", TWO, {"max_new_tokens": 20, "min_length": 12, "eos_token_id": 13, "pad_token_id": 0}),
     ("min_new_tokens", TWO, {"max_new_tokens": 20, "min_new_tokens": 9, "eos_token_id": [13, 28], "pad_token_id": 0}),
-    ("bad_words_ids", TWO, {"max_new_tokens": 20, "bad_words_ids": [[13], [94, 28], [7, 8, 44], [2]], "pad_token_id": 0}),
+    ("bad_words_ids", TWO, {"max_new_tokens": 20, "bad_words_ids": [[13], [94, 28], [7, 8, 44]], "pad_token_id": 0}),
     ("suppress_tokens", ONE, {"max_new_tokens": 12, "suppress_tokens": [13, 28, 44]}),
     ("begin_suppress_tokens", ONE, {"max_new_tokens": 12, "begin_suppress_tokens": [13, 44]}),
     ("forced ends", [[5]], {"max_new_tokens": 7, "forced_bos_token_id": 9, "forced_eos_token_id": [10]}),
@@ -72,8 +71,6 @@ SAMPLED = [
                                               "eos_token_id": [13, 28, 7]}),
     ("num_return_sequences, no cache", PADDED, {"max_new_tokens": 6, "num_return_sequences": 2, "pad_token_id": 0,
                                                 "use_cache": False}),
-    ("encoder penalty, several sequences", TWO, {"max_new_tokens": 9, "encoder_repetition_penalty": 4.0,
-                                                 "num_return_sequences": 2, "pad_token_id": 0}),
     ("all warpers", PADDED, {"max_new_tokens": 25, "temperature": 0.8, "top_k": 30, "top_p": 0.95, "typical_p": 0.9,
                              "epsilon_cutoff": 0.001, "eta_cutoff": 0.002, "renormalize_logits": True,
                              "pad_token_id": 0}),
@@ -82,10 +79,10 @@ SAMPLED = [
                          "num_return_sequences": 2, "pad_token_id": 0}),
 ]  # fmt: skip
 
-CONFIG = {"max_new_tokens": 5, "do_sample": True, "temperature": 0.7, "top_k": 10, "eos_token_id": [2, 3], "note": "kept",
-          "suppress_tokens": [4], "generation_kwargs": {"x": 1}}  # fmt: skip
+CONFIG = {"max_new_tokens": 5, "do_sample": True, "temperature": 0.7, "top_k": 10, "eos_token_id": [2, 3],
+          "note": "kept", "suppress_tokens": [4], "generation_kwargs": {"x": 1}}  # fmt: skip
 
-PIECES = ["Once", " upon", " a", " time", ",", "\n", "\n", " the", " f", "ox", "es", " said", ": “", "你", "好", "，", " x",
+PIECES = ["Once", " upon", " a", " time", ",", "\n", "\n", " the", " f", "ox", "es", " said", ": “", "你", "好", " x",
           "naï", "ve", " caf", "é", "\n", "end", ".", " 東", "京", " A", "-", "b", " "]  # fmt: skip
 
 
@@ -221,7 +218,10 @@ def main() -> None:
     GenerationConfig(**CONFIG).save_pretrained(out, "generation_config.json")
     record = {
         "cases": cases,
-        "embeds": {"prompt": TWO, "ids": model.generate(inputs_embeds=embeds, max_new_tokens=6, pad_token_id=0).tolist()},
+        "embeds": {
+            "prompt": TWO,
+            "ids": model.generate(inputs_embeds=embeds, max_new_tokens=6, pad_token_id=0).tolist(),
+        },
         "no prompt": model.generate(max_new_tokens=6).tolist(),
         "transforms": listed,
         "streamed": streamed(),

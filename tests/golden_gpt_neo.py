@@ -32,20 +32,50 @@ LONG_ROWS = (0, 1, 254, 255, 256, 257, 511, 512, 513, 1023, 2046, 2047)
 
 # model name -> configuration
 MODELS = {
-    "window3": SMALL | {"hidden_size": 20, "num_layers": 4, "attention_types": [[["global", "local"], 2]], "num_heads": 5,
-                        "intermediate_size": 37},
-    "window1": SMALL | {"hidden_size": 21, "num_layers": 1, "attention_types": [[["local"], 1]], "num_heads": 3,
-                        "window_size": 1},
-    "layers5": SMALL | {"hidden_size": 14, "num_layers": 5, "num_heads": 7, "window_size": 5, "intermediate_size": 11,
-                        "attention_types": [[["global"], 1], [["local", "local"], 2]], "tie_word_embeddings": False,
-                        "activation_function": "relu", "layer_norm_epsilon": 1e-3},
-    "wide": SMALL | {"hidden_size": 18, "num_layers": 2, "attention_types": [[["local"], 2]], "num_heads": 3,
-                     "window_size": 64},
+    "window3": SMALL
+    | {
+        "hidden_size": 20,
+        "num_layers": 4,
+        "attention_types": [[["global", "local"], 2]],
+        "num_heads": 5,
+        "intermediate_size": 37,
+    },
+    "arguments": SMALL
+    | {"hidden_size": 15, "num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 5},
+    "window1": SMALL
+    | {"hidden_size": 21, "num_layers": 1, "attention_types": [[["local"], 1]], "num_heads": 3, "window_size": 1},
+    "layers5": SMALL
+    | {
+        "hidden_size": 14,
+        "num_layers": 5,
+        "num_heads": 7,
+        "window_size": 5,
+        "intermediate_size": 11,
+        "attention_types": [[["global"], 1], [["local", "local"], 2]],
+        "tie_word_embeddings": False,
+        "activation_function": "relu",
+        "layer_norm_epsilon": 1e-3,
+    },
+    "wide": SMALL
+    | {"hidden_size": 18, "num_layers": 2, "attention_types": [[["local"], 2]], "num_heads": 3, "window_size": 64},
     "acts": SMALL | {"hidden_size": 12, "num_layers": 1, "attention_types": [[["global"], 1]], "num_heads": 3},
-    "heads": SMALL | {"hidden_size": 15, "num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 3,
-                      "pad_token_id": 0},
-    "published_window": {"vocab_size": 13, "max_position_embeddings": 2048, "hidden_size": 9, "num_layers": 3, "num_heads": 3,
-                         "attention_types": [[["local", "global", "local"], 1]], "window_size": 256},
+    "heads": SMALL
+    | {
+        "hidden_size": 12,
+        "num_layers": 2,
+        "attention_types": [[["global", "local"], 1]],
+        "num_heads": 3,
+        "pad_token_id": 0,
+    },
+    "published_window": {
+        "vocab_size": 13,
+        "max_position_embeddings": 2048,
+        "hidden_size": 9,
+        "num_layers": 3,
+        "num_heads": 3,
+        "attention_types": [[["local", "global", "local"], 1]],
+        "window_size": 256,
+    },
 }
 
 CONFIGS = {
@@ -54,7 +84,12 @@ CONFIGS = {
     "labels": {"num_labels": 3, "problem_type": "multi_label_classification", "classifier_dropout": 0.3},
     "named_labels": {"id2label": {0: "no", 1: "yes", 2: "perhaps"}, "label2id": {"no": 0, "yes": 1, "perhaps": 2}},
     "no_special_tokens": {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0},
-    "no_cache": {"use_cache": False, "tie_word_embeddings": False, "torch_dtype": "float16", "architectures": ["GPTNeoModel"]},
+    "no_cache": {
+        "use_cache": False,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "architectures": ["GPTNeoModel"],
+    },
     "unknown_keys": {"summary_type": "cls_index", "gradient_checkpointing": True, "task": {"a": [1, {"b": None}]}},
     "generation": {"max_length": 50, "do_sample": True, "temperature": 0.9, "pruned_heads": {1: [0, 2]}},
     "aliases": {"num_hidden_layers": 24, "num_attention_heads": 8, "intermediate_size": 100},
@@ -173,41 +208,49 @@ def language_model_cases(w):
 
 def argument_cases(w):
     """Every argument of `forward`, on one model."""
-    model = w.model("window3")
+    file, uncached = "arguments", {"use_cache": False}
+    model = w.model(file, seed=4)
+    w.keep_weights(file, model)
     tokens, mask = ids(2, 11, seed=5), right_padded(2, 11, 3)
-    layers, heads = 4, 5
-    some = torch.rand(layers, heads, generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    some = torch.rand(2, 5, generator=generator)
+    embeds = torch.randn(2, 11, 15, generator=generator).half().float()
     positions = ids(2, 11, seed=6, low=0, high=32)
-    embeds = torch.randn(2, 11, 20, generator=torch.Generator().manual_seed(4)).half().float()
     base = {"input_ids": tokens, "labels": tokens}
-    w.run("window3", "head_mask_of_heads", model, base | {"head_mask": torch.tensor([1.0, 0, 1, 0.5, 0])}, gradients=False)
-    w.run("window3", "head_mask_of_layers", model, base | {"head_mask": some}, {"output_attentions": True})
-    w.run("window3", "token_types", model, base | {"token_type_ids": ids(2, 11, seed=7)})
-    w.run("window3", "positions", model, base | {"position_ids": positions})
-    w.run("window3", "positions_of_one_row", model, base | {"position_ids": positions[:1]})
-    w.run("window3", "embeds", model, {"inputs_embeds": embeds, "labels": tokens, "attention_mask": mask.clamp(min=1)})
-    w.run("window3", "one_token", model, {"input_ids": tokens[:, :1]})
+    for case, given in {
+        "head_mask_of_heads": {"head_mask": torch.tensor([1.0, 0, 1, 0.5, 0])},
+        "token_types": {"token_type_ids": ids(2, 11, seed=7)},
+        "positions": {"position_ids": positions},
+        "positions_of_one_row": {"position_ids": positions[:1]},
+    }.items():
+        w.run(file, case, model, base | given, uncached)
+    w.run(file, "head_mask_of_layers", model, base | {"head_mask": some}, uncached | ALL, gradients=True)
+    w.run(file, "embeds", model, {"inputs_embeds": embeds, "labels": tokens, "token_type_ids": tokens}, uncached)
+    w.run(file, "one_token", model, {"input_ids": tokens[:, :1]})
     with torch.no_grad():
         past = model(tokens[:, :6]).past_key_values
-    cached = {f"past.{i}.{n}": x for i, pair in enumerate(past) for n, x in zip(("key", "value"), pair)}
-    w.run("window3", "past", model, {"input_ids": tokens[:, 6:], **cached}, ALL)
-    w.run("window3", "past_and_mask", model, {"input_ids": tokens[:, 6:], "attention_mask": mask, **cached})
-    w.run("window3", "past_and_one_token", model, {"input_ids": tokens[:, 6:7], **cached}, ALL)
-    base_model = model.transformer
-    w.run("window3", "base", base_model, {"input_ids": tokens, "attention_mask": mask}, ALL)
+    cached = {
+        f"past.{i}.{name}": x for i, pair in enumerate(past) for name, x in zip(("key", "value"), pair, strict=True)
+    }
+    w.run(file, "past", model, {"input_ids": tokens[:, 6:], **cached}, ALL)
+    w.run(file, "past_and_mask", model, {"input_ids": tokens[:, 6:], "attention_mask": mask, **cached}, uncached)
+    w.run(file, "past_and_one_token", model, {"input_ids": tokens[:, 6:7], **cached}, uncached)
+    w.run(file, "base", model.transformer, {"input_ids": tokens, "attention_mask": mask}, ALL)
 
 
 def activation_cases(w):
     w.keep_weights("acts", w.model("acts", seed=9))
     for name in sorted(ACT2FN):
         model = w.model("acts", seed=9, activation_function=name)
-        w.run("acts", name, model, {"input_ids": ids(2, 5, seed=9)}, {"use_cache": False}, {"activation_function": name})
+        w.run(
+            "acts", name, model, {"input_ids": ids(2, 5, seed=9)}, {"use_cache": False}, {"activation_function": name}
+        )
 
 
 def head_cases(w):
     """The classes with other heads; all weights apart from the head are shared."""
     file, tokens = "heads", ids(3, 7, seed=11)
-    mask = right_padded(3, 7, 3)
+    mask = right_padded(3, 7, 2)  # shorter than the window: elsewhere rows that see nothing give zeros here
     tokens = tokens.masked_fill(mask == 0, 0)
     gen = torch.Generator().manual_seed(12)
     sequence = {
@@ -222,8 +265,17 @@ def head_cases(w):
         model = w.model(file, "GPTNeoForSequenceClassification", seed=count, **changes)
         if f"sequence{count}/weight.score.weight" not in w.tensors.get(file, {}):
             w.keep_weights(file, model, f"sequence{count}/")
-        gradients = case != "single_label"
-        w.run(file, case, model, padded | {"labels": labels}, {"use_cache": False}, changes, gradients, weights=f"sequence{count}/")
+        gradients = case == "single_label"
+        w.run(
+            file,
+            case,
+            model,
+            padded | {"labels": labels},
+            {"use_cache": False},
+            changes,
+            gradients,
+            weights=f"sequence{count}/",
+        )
     changes = {"num_labels": 4}
     model = w.model(file, "GPTNeoForTokenClassification", seed=20, **changes)
     w.keep_weights(file, model, "token/")
@@ -267,7 +319,9 @@ def facts():
             model = getattr(transformers, name)(transformers.GPTNeoConfig(**small, tie_word_embeddings=tied)).eval()
             model.base_model.h[0].requires_grad_(False)
             found["num_parameters"][f"{name} tied={tied}"] = {
-                f"{trainable}{exclude}": model.num_parameters(only_trainable=bool(trainable), exclude_embeddings=bool(exclude))
+                f"{trainable}{exclude}": model.num_parameters(
+                    only_trainable=bool(trainable), exclude_embeddings=bool(exclude)
+                )
                 for trainable in (0, 1)
                 for exclude in (0, 1)
             }

@@ -1,7 +1,7 @@
 """Checks by hand that the reference reads what this package saves, and computes the same from it.
 
-    .venv/bin/python tests/reference_reads_ours.py write FOLDER
-    HF_HUB_OFFLINE=1 /path/to/reference/python tests/reference_reads_ours.py read FOLDER
+.venv/bin/python tests/reference_reads_ours.py write FOLDER
+HF_HUB_OFFLINE=1 /path/to/reference/python tests/reference_reads_ours.py read FOLDER
 """
 
 import sys

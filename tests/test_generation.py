@@ -1,6 +1,7 @@
 """`generate` against the reference's ids, and what holds whatever the options are."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ def load_model() -> GPTNeoForCausalLM:
     return model.eval()
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, Tensor]:
     return load_file(GOLDEN / "generation_tensors.safetensors")
@@ -43,9 +52,7 @@ def shared_model() -> GPTNeoForCausalLM:
     return load_model()
 
 
-@pytest.mark.parametrize(
-    "case", RECORD["cases"], ids=[f"{case['name']}-{case['seed']}" for case in RECORD["cases"]]
-)
+@pytest.mark.parametrize("case", RECORD["cases"], ids=[f"{case['name']}-{case['seed']}" for case in RECORD["cases"]])
 def test_ids_are_those_of_the_reference(shared_model: GPTNeoForCausalLM, case: dict[str, Any]) -> None:
     options = {"pad_token_id": 0} | case["options"]
     if case["seed"] is not None:
@@ -139,6 +146,13 @@ def test_sampling_with_and_without_the_cache_draws_the_same(shared_model: GPTNeo
     assert drawn[0] == drawn[1]
 
 
+def test_the_prompts_tokens_are_favoured_in_each_of_its_sequences(shared_model: GPTNeoForCausalLM) -> None:
+    options = {"max_new_tokens": 9, "encoder_repetition_penalty": 4.0, "pad_token_id": 0}
+    greedy = shared_model.generate(PADDED, **options)
+    likeliest = shared_model.generate(PADDED, do_sample=True, top_k=1, num_return_sequences=2, **options)
+    assert likeliest.tolist() == greedy.repeat_interleave(2, dim=0).tolist()
+
+
 @pytest.mark.parametrize("legacy", [True, False])
 def test_generation_continues_from_past_key_values(shared_model: GPTNeoForCausalLM, legacy: bool) -> None:
     ids = torch.tensor([[5, 6, 7, 8, 9]])
@@ -193,7 +207,6 @@ def test_given_options_without_an_end_take_the_models_end(model: GPTNeoForCausal
     ids = torch.tensor([[5, 6, 7, 8]])
     second = int(model.generate(ids, max_new_tokens=2)[0, -1])
     model.generation_config.eos_token_id = second
-    model.generation_config._from_model_config = False
     given = GenerationConfig(max_new_tokens=9)
     assert model.generate(ids, given).shape == (1, 6)
     assert model.generate(ids, given, eos_token_id=None).shape == (1, 13)
@@ -203,6 +216,13 @@ def test_options_changed_in_the_models_configuration_hold_as_in_old_scripts(mode
     model.config.max_length = 7
     with pytest.warns(UserWarning, match="generation_config"):
         assert model.generate(torch.tensor([[5, 6, 7, 8]])).shape == (1, 7)
+
+
+def test_options_changed_in_the_models_options_hold(model: GPTNeoForCausalLM) -> None:
+    model.generation_config.max_new_tokens = 2
+    assert model.generate(torch.tensor([[5, 6, 7, 8]])).shape == (1, 6)
+    model.config.max_length = 30
+    assert model.generate(torch.tensor([[5, 6, 7, 8]])).shape == (1, 6)
 
 
 def test_generation_kwargs_of_the_options_are_passed_on(model: GPTNeoForCausalLM) -> None:

@@ -28,7 +28,9 @@ def test_import_loads_no_framework():
 
 
 def test_configurations_and_tokenizers_load_no_framework():
-    loaded = run("import sys; from triptych import GPTNeoConfig, GPT2TokenizerFast; GPTNeoConfig(); print(*sys.modules)").split()
+    loaded = run(
+        "import sys; from triptych import GPTNeoConfig, GPT2TokenizerFast; GPTNeoConfig(); print(*sys.modules)"
+    ).split()
     assert FRAMEWORKS.isdisjoint(loaded)
 
 

@@ -5,7 +5,7 @@ A family is one row; classes are imported when they are first asked for. No code
 
 import importlib
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from triptych import hub
 from triptych.configuration import PretrainedConfig
@@ -46,7 +46,7 @@ def _class_for(auto: str, model_type: str | None, where: object) -> Any:
 class _Auto:
     """Base of the Auto classes, which are never made themselves."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(
             f"{type(self).__name__} only finds the right class. Use {type(self).__name__}.from_pretrained(...)."
         )

@@ -167,6 +167,10 @@ class PretrainedConfig:
         """Where the configuration was loaded from; never written to a file."""
         return self._name_or_path
 
+    @name_or_path.setter
+    def name_or_path(self, value: str) -> None:
+        self._name_or_path = str(value)
+
     @property
     def use_return_dict(self) -> bool:
         """Whether `forward` returns an output object rather than a tuple when not told."""
@@ -183,12 +187,12 @@ class PretrainedConfig:
         return copy.deepcopy(fields)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The fields that tell this configuration from the defaults that all families share."""
-        common = PretrainedConfig().to_dict()
+        """The fields that tell this configuration from the defaults: those that all families share, and its own."""
+        common, own = PretrainedConfig().to_dict(), type(self)().to_dict()
         return {
             name: value
             for name, value in self.to_dict().items()
-            if name not in common or value != common[name] or name == "transformers_version"
+            if name == "transformers_version" or any(name not in d or value != d[name] for d in (common, own))
         }
 
     def to_json_string(self, use_diff: bool = True) -> str:

@@ -5,6 +5,7 @@
     │   ├── InvalidFileError (ValueError)   … because its text is not what its format asks for
     │   ├── MissingFileError (FileNotFoundError) … because it is not there
     │   └── UnsafeFileError                 … because it holds code
+    ├── LabelError (IndexError, ValueError) a label that is no class of the model
     ├── SaveError (OSError)                 a file could not be written; what was there before still is
     ├── SequenceTooLongError (ValueError)   more tokens than the model has positions
     ├── TokenIdError (IndexError, ValueError) an id outside the vocabulary
@@ -37,6 +38,10 @@ class MissingFileError(CheckpointError, FileNotFoundError):
 
 class UnsafeFileError(CheckpointError):
     """A file of a checkpoint holds code, which is never run."""
+
+
+class LabelError(TriptychError, IndexError, ValueError):
+    """A label is none of the model's classes."""
 
 
 class SaveError(TriptychError, OSError):

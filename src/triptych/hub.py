@@ -173,14 +173,11 @@ def _resolve_on_hub(
     cache_dir = Path(cache_dir) if cache_dir is not None else None
     at = f" at revision {revision!r}" if revision else ""
     try:
+        found: Any = None
         if not force_download:
-            cached = huggingface_hub.try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision)
-            if isinstance(cached, str):
-                return Path(cached)
-            if cached is huggingface_hub._CACHED_NO_EXIST:
-                return _missing(f"{repo}{at} has no {filename}. Check the name of the file.", required)
-        return Path(
-            huggingface_hub.hf_hub_download(
+            found = huggingface_hub.try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision)
+        if found is None:
+            found = huggingface_hub.hf_hub_download(
                 repo,
                 filename,
                 revision=revision,
@@ -189,7 +186,6 @@ def _resolve_on_hub(
                 local_files_only=local_files_only,
                 force_download=force_download,
             )
-        )
     except errors.HFValidationError as error:
         raise MissingFileError(
             f"A model is named by a folder or as OWNER/NAME on the hub; {repo!r} is neither. Check the path."
@@ -217,3 +213,6 @@ def _resolve_on_hub(
         raise MissingFileError(f"{repo}{at} has no {filename}. Check the name of the file.") from error
     except OSError as error:
         raise CheckpointError(f"{filename} of {repo}{at} cannot be fetched: {error}. Try again later.") from error
+    if found is huggingface_hub._CACHED_NO_EXIST:
+        return _missing(f"{repo}{at} has no {filename}. Check the name of the file.", required)
+    return Path(found)

@@ -3,24 +3,35 @@
 Labels of -100 do not count. Shapes: B batch, T tokens, C hidden_size, V vocabulary, N num_labels.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from triptych.configuration import PretrainedConfig
+from triptych.errors import LabelError
+
+IGNORED = -100  # the label that does not count
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each token given those before it; logits (B, T, V), labels (B, T), not shifted."""
-    labels = labels.to(logits.device)
-    if labels.shape != logits.shape[:-1]:
-        raise ValueError(f"labels must have the shape of the tokens, {tuple(logits.shape[:-1])}; got {tuple(labels.shape)}.")
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()).to(logits.dtype)
+    """Mean cross-entropy of each token given those before it; logits (B, T, V), labels (B, T), not shifted.
+
+    Raises: ValueError for labels of another shape; LabelError for a label outside the vocabulary.
+    """
+    labels = _checked_classes(labels, logits)
+    # The labels move, not the logits: a slice of those would have to be copied.
+    following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    return F.cross_entropy(logits.flatten(0, 1).float(), following.flatten()).to(logits.dtype)
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each token's own label; logits (B, T, N), labels (B, T)."""
-    return F.cross_entropy(logits.flatten(0, -2), labels.to(logits.device).flatten())
+    """Mean cross-entropy of each token's own label; logits (B, T, N), labels (B, T).
+
+    Raises: ValueError for labels of another shape; LabelError for a label that is no class.
+    """
+    return F.cross_entropy(logits.flatten(0, -2), _checked_classes(labels, logits).flatten())
 
 
 def sequence_loss(logits: Tensor, labels: Tensor, config: PretrainedConfig) -> Tensor:
@@ -29,32 +40,62 @@ def sequence_loss(logits: Tensor, labels: Tensor, config: PretrainedConfig) -> T
     regression: mean squared error, labels (B,) or (B, N); single_label_classification: cross-entropy, labels (B,);
     multi_label_classification: binary cross-entropy, labels (B, N) of 0.0 and 1.0. A problem_type of None is
     found out from num_labels and the labels' dtype, and written into the configuration, as documented.
+
+    Raises: ValueError for labels of another shape; LabelError for a label that is no class.
     """
-    labels = labels.to(logits.device)
-    if config.problem_type is None:
-        if config.num_labels == 1:
-            config.problem_type = "regression"
-        elif labels.is_floating_point():
-            config.problem_type = "multi_label_classification"
-        else:
-            config.problem_type = "single_label_classification"
-    if config.problem_type == "regression":
+    problem = config.problem_type or _problem_of(labels, config.num_labels)
+    if problem == "single_label_classification":
+        loss = F.cross_entropy(logits, _checked_classes(labels.flatten(), logits))
+    else:
+        per_value = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
         if config.num_labels == 1:
             logits, labels = logits.flatten(), labels.flatten()
-        return F.mse_loss(logits, labels.to(logits.dtype))
-    if config.problem_type == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-    return F.cross_entropy(logits, labels.flatten())
+        _check_shape(labels, logits.shape)
+        loss = per_value(logits, labels.to(logits.device, logits.dtype))
+    config.problem_type = problem
+    return loss
 
 
 def span_loss(start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Mean of the cross-entropies of a span's two ends; logits (B, T), positions (B,); outside 0 … T-1 is ignored."""
-    length = start_logits.shape[1]
-    losses = [
-        F.cross_entropy(logits, position.to(logits.device).reshape(-1).clamp(0, length), ignore_index=length)
-        for logits, position in ((start_logits, start), (end_logits, end))
-    ]
+    """Mean of the cross-entropies of a span's two ends; logits (B, T), positions (B,); outside 0 … T-1 is ignored.
+
+    Raises: ValueError unless there is one position for each row.
+    """
+    batch, length = start_logits.shape
+    losses = []
+    for logits, given in ((start_logits, start), (end_logits, end)):
+        if given.numel() != batch:
+            raise ValueError(f"start_positions and end_positions must have shape ({batch},); got {tuple(given.shape)}.")
+        position = given.to(logits.device).flatten()
+        outside = (position < 0) | (position >= length)
+        losses.append(F.cross_entropy(logits, position.masked_fill(outside, IGNORED)))
     return (losses[0] + losses[1]) / 2
+
+
+def _problem_of(labels: Tensor, num_labels: int) -> str:
+    if num_labels == 1:
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+def _check_shape(labels: Tensor, expected: Sequence[int]) -> None:
+    if tuple(labels.shape) != tuple(expected):
+        raise ValueError(f"labels must have shape {tuple(expected)}, that of the outputs; got {tuple(labels.shape)}.")
+
+
+def _checked_classes(labels: Tensor, logits: Tensor) -> Tensor:
+    """The labels as ids on the logits' device, one for each row of logits (..., N): 0 to N - 1, or IGNORED."""
+    _check_shape(labels, logits.shape[:-1])
+    labels, classes = labels.to(logits.device, torch.long), logits.shape[-1]
+    if not torch.compiler.is_compiling():
+        wrong = (labels != IGNORED) & ((labels < 0) | (labels >= classes))
+        if bool(wrong.any()):
+            place = wrong.nonzero()[0].tolist()
+            raise LabelError(
+                f"labels must be from 0 to {classes - 1}, or {IGNORED} where none counts; got "
+                f"{labels[tuple(place)].item()} at {place}. Correct the label, or make a model with more of them."
+            )
+    return labels
 
 
 def last_token(

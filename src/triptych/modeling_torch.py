@@ -1,6 +1,6 @@
 """The base of the PyTorch models: how they are made, initialised, tied, resized, pruned, loaded and saved."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -9,6 +9,7 @@ import torch
 import torch.utils._pytree
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from triptych import outputs
 from triptych.checkpoints import pretrained_torch
@@ -188,11 +189,11 @@ class PreTrainedModel(nn.Module):
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers the parameters hold, tied ones once."""
-        excluded = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
+        excluded = (
+            {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
+        )
         return sum(
-            p.numel()
-            for p in self.parameters()
-            if id(p) not in excluded and (p.requires_grad or not only_trainable)
+            p.numel() for p in self.parameters() if id(p) not in excluded and (p.requires_grad or not only_trainable)
         )
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
@@ -248,10 +249,10 @@ class PreTrainedModel(nn.Module):
         size = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
         size += -size % (pad_to_multiple_of or 1)
         if size != embedding.num_embeddings:
-            self.set_input_embeddings(_resized(embedding, size))
+            _resize(embedding, size)
             head = self.get_output_embeddings()
             if head is not None and not self.config.tie_word_embeddings:
-                self.set_output_embeddings(_resized(head, size))
+                _resize(head, size)
         self.config.vocab_size = size
         self.tie_weights()
         return self.get_input_embeddings()
@@ -278,7 +279,7 @@ class PreTrainedModel(nn.Module):
         self._prune(pruned)
         self.config.pruned_heads = {layer: sorted(heads) for layer, heads in sorted(pruned.items())}
 
-    def _prune(self, heads: dict[int, Iterable[int]]) -> None:
+    def _prune(self, heads: Mapping[int, Iterable[int]]) -> None:
         if self.base_model is self:
             raise TypeError(f"{type(self).__name__} does not support head pruning.")
         self.base_model._prune(heads)
@@ -304,16 +305,18 @@ class PreTrainedModel(nn.Module):
         self.base_model.gradient_checkpointing = None
 
     gradient_checkpointing: Callable[..., Any] | None = None
+    _input_grad_hook: RemovableHandle | None = None
 
     def enable_input_require_grads(self) -> None:
         """Make the embeddings' output require gradients, as adapters on a frozen model need."""
-        self._input_grad_hook = self.get_input_embeddings().register_forward_hook(
-            lambda module, inputs, output: output.requires_grad_(True)
-        )
+        self.disable_input_require_grads()
+        self._input_grad_hook = self.get_input_embeddings().register_forward_hook(_require_grad)
 
     def disable_input_require_grads(self) -> None:
         """Undo `enable_input_require_grads`."""
-        self._input_grad_hook.remove()
+        if self._input_grad_hook is not None:
+            self._input_grad_hook.remove()
+            self._input_grad_hook = None
 
     # -- generation ------------------------------------------------------------------------------------------
 
@@ -370,21 +373,24 @@ class PreTrainedModel(nn.Module):
         )
 
 
-def _resized(layer: Any, size: int) -> Any:
-    """An Embedding or a bias-free Linear with `size` rows: the old ones, then their mean."""
+def _require_grad(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output.requires_grad_(True)
+
+
+def _resize(layer: nn.Embedding | nn.Linear, size: int) -> None:
+    """Give an Embedding or a bias-free Linear `size` rows: the old ones, then their mean. Its hooks stay."""
     old = layer.weight.data
     rows = min(size, old.shape[0])
     weight = torch.empty((size, old.shape[1]), dtype=old.dtype, device=old.device)
     weight[:rows] = old[:rows]
     weight[rows:] = old.mean(dim=0, dtype=torch.float32).to(old.dtype)
-    with torch.device("meta"):
-        if isinstance(layer, nn.Embedding):
-            padding = layer.padding_idx if layer.padding_idx is not None and layer.padding_idx < size else None
-            new: nn.Module = nn.Embedding(size, old.shape[1], padding_idx=padding)
-        else:
-            new = nn.Linear(old.shape[1], size, bias=False)
-    new.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    return new.train(layer.training)
+    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    if isinstance(layer, nn.Linear):
+        layer.out_features = size
+    else:
+        layer.num_embeddings = size
+        if layer.padding_idx is not None and layer.padding_idx >= size:
+            layer.padding_idx = None
 
 
 def check_token_ids(ids: Tensor, vocab_size: int, name: str = "input_ids") -> None:
@@ -416,6 +422,23 @@ def check_length(needed: int, positions: int, past: int) -> None:
         raise SequenceTooLongError(
             f"The model has {positions} positions but was given {needed} tokens{seen}. Shorten the input, for example "
             f"with tokenizer(..., truncation=True, max_length={positions})."
+        )
+
+
+def check_positions(position_ids: Tensor, positions: int, batch: int, length: int) -> None:
+    """Refuse position ids (B, T), (1, T) or (T,) of another shape, or that the model has no embedding for.
+
+    Raises: ValueError; SequenceTooLongError naming the first position outside.
+    """
+    if position_ids.shape[-1] != length or position_ids.numel() not in (length, batch * length):
+        raise ValueError(f"position_ids must have shape {(batch, length)}; got {tuple(position_ids.shape)}.")
+    if torch.compiler.is_compiling() or position_ids.numel() == 0 or (position_ids.is_cuda and length == 1):
+        return
+    low, high = torch.aminmax(position_ids)
+    if low < 0 or high >= positions:
+        raise SequenceTooLongError(
+            f"position_ids must be from 0 to {positions - 1}, the model's positions less one; got "
+            f"{int(low if low < 0 else high)}. Shorten the input, or count positions from its first token."
         )
 
 

@@ -5,6 +5,7 @@ T tokens, S cached + new tokens, H heads, D head_dim, C hidden_size, V vocabular
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,12 +14,21 @@ class ModelOutput(OrderedDict[str, Any]):
     """Base of the outputs: `out.logits`, `out["logits"]`, `out[0]` and `out.to_tuple()` all work.
 
     Subclasses are dataclasses whose fields default to None. A field that is None is left out of the dict and
-    of the tuple, so positions shift as documented. Assigning to a field or a key keeps both views alike.
+    of the tuple, so positions shift as documented. Assigning to a key, or to a field that is not None, keeps the
+    views alike. One mapping, or one series of (name, value) pairs, is also accepted in place of the fields: tools
+    that rebuild what they were given (accelerate, Lightning, data parallelism) pass that.
     """
 
     def __post_init__(self) -> None:
         """Fill the dict from the dataclass fields that are not None."""
-        for name, value in self._fields():
+        given = self._fields()
+        pairs = _named_pairs(given[0][1]) if all(value is None for _, value in given[1:]) else None
+        if pairs is not None:
+            super().__setattr__(given[0][0], None)
+            for name, value in pairs:
+                self[name] = value
+            return
+        for name, value in given:
             if value is not None:
                 super().__setitem__(name, value)
 
@@ -46,13 +56,27 @@ class ModelOutput(OrderedDict[str, Any]):
             super().__setitem__(name, value)
         super().__setattr__(name, value)
 
-    def __delitem__(self, key: str) -> None:
-        """Fields cannot be taken out; they are None when absent."""
-        raise TypeError(f"A {type(self).__name__} keeps its fields. Set {key!r} to None on a new one instead.")
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        """Fields cannot be taken out or merged in; they are None when absent."""
+        raise TypeError(f"The fields of a {type(self).__name__} stay. Make a new one with the fields that you want.")
+
+    __delitem__ = pop = popitem = clear = setdefault = update = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the class and its fields."""
         return (type(self), tuple(value for _, value in self._fields()))
+
+
+def _named_pairs(given: Any) -> list[tuple[str, Any]] | None:
+    """The (name, value) pairs that a mapping or a series of pairs holds; None for anything else."""
+    if isinstance(given, Mapping):
+        return list(given.items())
+    if not isinstance(given, Iterator | list | tuple):
+        return None
+    pairs = list(given)
+    if pairs and all(isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        return pairs
+    return None
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from triptych.checkpoints.checkpoint import TensorInfo
+from triptych.checkpoints.device_map_torch import Placement
 from triptych.errors import CheckpointError, WeightMismatchError
 
 Mismatch = tuple[str, torch.Size, torch.Size]
@@ -138,56 +139,60 @@ def refuse_mismatched(mismatched: list[Mismatch], source: str) -> None:
 
 
 def assign(
-    model: nn.Module,
-    source: TensorSource,
-    stored_name: Mapping[str, str],
-    *,
-    mapped: bool,
-    place: Callable[[str], torch.device | None],
-    offload: Callable[[str, Tensor], None],
+    model: nn.Module, source: TensorSource, stored_name: Mapping[str, str], placement: Placement, *, mapped: bool
 ) -> None:
-    """Give every parameter and buffer of `stored_name` its tensor, one at a time.
-
-    `place` says on which device a name lives; what has none goes to `offload` and stays without memory.
-    """
+    """Give every parameter and buffer of `stored_name` its tensor, one at a time, where `placement` wants it."""
     slots: dict[str, Tensor] = model.state_dict(keep_vars=True)
     names_of = {id(slots[names[0]]): names for names in _tied_groups(slots)}
     for name, stored in stored_name.items():
-        slot, device = slots[name], place(name)
+        slot = slots[name]
+        devices = {alias: placement(alias) for alias in names_of[id(slot)]}
+        device = next((device for device in devices.values() if device is not None), None)
         is_cast = source.tensors[stored].dtype != str(slot.dtype).removeprefix("torch.")
-        stays_here = device is not None and device.type == "cpu"
+        is_copied_anyway = device is None or device.type != "cpu"
         tensor = source.read(
-            stored, mapped=(mapped and not is_cast) or not stays_here, dtype=slot.dtype if is_cast else None
+            stored, mapped=is_copied_anyway or (mapped and not is_cast), dtype=slot.dtype if is_cast else None
         )
+        _offload(tensor, devices, placement)
         if device is None:
-            offload(name, tensor)
             continue
         tensor = tensor.to(device).contiguous()
         if tensor.data_ptr() % tensor.element_size():  # some writers pad the header to any length
             tensor = tensor.clone()
-        _put(model, names_of[id(slot)], slot, tensor)
+        _put(model, (alias for alias in devices if devices[alias] is not None), slot, tensor)
 
 
-def initialise(model: Any, names: Iterable[str], place: Callable[[str], torch.device | None]) -> None:
+def initialise(model: Any, names: Iterable[str], placement: Placement) -> None:
     """Allocate and initialise these parameters and buffers; their modules' other parameters keep their values."""
     slots: dict[str, Tensor] = model.state_dict(keep_vars=True)
     names_of = {id(slots[group[0]]): group for group in _tied_groups(slots)}
     new: dict[str, set[str]] = {}
+    names = list(names)
     for name in names:
         slot = slots[name]
-        _put(model, names_of[id(slot)], slot, torch.zeros(slot.shape, dtype=slot.dtype, device=place(name)))
+        _put(model, names_of[id(slot)], slot, torch.zeros(slot.shape, dtype=slot.dtype, device=placement(name)))
         for alias in names_of[id(slot)]:
             owner, _, leaf = alias.rpartition(".")
             new.setdefault(owner, set()).add(leaf)
     for owner, leaves in new.items():
         _initialise_module(model, model.get_submodule(owner), leaves)
+    values = model.state_dict()
+    for name in names:
+        _offload(values[name], {alias: placement(alias) for alias in names_of[id(slots[name])]}, placement)
 
 
-def materialise_rest(model: nn.Module, place: Callable[[str], torch.device | None]) -> None:
+def _offload(tensor: Tensor, devices: Mapping[str, torch.device | None], placement: Placement) -> None:
+    """Write a (tied) tensor to disk under each of its names that lives there."""
+    for name, device in devices.items():
+        if device is None:
+            placement.offload(name, tensor)
+
+
+def materialise_rest(model: nn.Module, placement: Placement) -> None:
     """Bring every buffer that is in no file to its device; those that nobody computed become zeros."""
     for prefix, module in model.named_modules():
         for leaf, buffer in module._buffers.items():
-            device = place(f"{prefix}.{leaf}".lstrip("."))
+            device = placement(f"{prefix}.{leaf}".lstrip("."))
             if buffer is None or device is None or buffer.device == device:
                 continue
             is_meta = buffer.device.type == "meta"

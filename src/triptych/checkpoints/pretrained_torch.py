@@ -99,8 +99,8 @@ def load_pretrained(
     the files), `output_loading_info`. Other keyword arguments replace fields of the configuration that is read.
     Where it goes: `low_cpu_mem_usage` (True: weights stay memory-mapped, so the files must stay as they are while
     the model lives, unless they are replaced by renaming as `save_pretrained` does), `device_map`, `max_memory`,
-    `offload_folder`. `resume_download`, `proxies`, `mirror`, `trust_remote_code`, `offload_state_dict` and
-    `offload_buffers` are accepted without effect.
+    `offload_folder`. `resume_download`, `proxies`, `mirror`, `trust_remote_code`, `offload_state_dict`,
+    `offload_buffers` and `_fast_init` are accepted without effect.
 
     Returns: the model; with `output_loading_info=True` (model, {"missing_keys", "unexpected_keys",
         "mismatched_keys", "error_msgs"}).
@@ -118,22 +118,15 @@ def load_pretrained(
         found = match(model, source)
         if not options.ignore_mismatched_sizes:
             refuse_mismatched(found.mismatched, source.source)
-        place = plan(model, options.device_map, options.max_memory, options.offload_folder)
-        assign(
-            model,
-            source,
-            found.stored_name,
-            mapped=bool(options.low_cpu_mem_usage),
-            place=place,
-            offload=place.offload,
-        )
-    initialise(model, found.to_initialise, place)
-    materialise_rest(model, place)
+        placement = plan(model, options.device_map, options.max_memory, options.offload_folder)
+        assign(model, source, found.stored_name, placement, mapped=bool(options.low_cpu_mem_usage))
+    initialise(model, found.to_initialise, placement)
+    materialise_rest(model, placement)
     model.tie_weights()
     model.eval()
     _remember_origin(model, name_or_folder, hub)
     if options.device_map is not None:
-        place.dispatch(model)
+        placement.dispatch(model)
     message = describe(cls, found, source.source)
     if message:
         warnings.warn(message, LoadingWarning, stacklevel=3)

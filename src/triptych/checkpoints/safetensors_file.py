@@ -70,13 +70,13 @@ class SafetensorsFile:
         torch = frameworks.load("torch")
         info = self.tensors[name]
         stored = getattr(torch, info.dtype)
-        tensor = torch.empty(info.shape, dtype=dtype or stored)
+        tensor = torch.empty(info.shape, dtype=dtype or stored, device="cpu")
         self._file.seek(self._start[name])
         if tensor.dtype == stored:
             self._read_into(tensor, name)
             return tensor
         for part in tensor.reshape(-1).split(CAST_AT_ONCE):
-            raw = torch.empty(part.shape, dtype=stored)
+            raw = torch.empty(part.shape, dtype=stored, device="cpu")
             self._read_into(raw, name)
             part.copy_(raw)
         return tensor

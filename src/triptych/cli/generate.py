@@ -10,6 +10,7 @@ import typer
 from triptych import pretrained
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 DEFAULT_LENGTH = 200
@@ -17,12 +18,19 @@ DEFAULT_LENGTH = 200
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What to continue; read from a pipe when not given.")] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="A folder, a hub name, or a model in the box.")] = pretrained.DEFAULT,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A folder, a hub name, or a model in the box.")
+    ] = pretrained.DEFAULT,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", "-n", help=f"Tokens to write.  [default: {DEFAULT_LENGTH}, or what fits]")
+        int | None,
+        typer.Option(
+            "--max-new-tokens", "-n", min=1, help=f"Tokens to write; {DEFAULT_LENGTH} or what fits if not given."
+        ),
     ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token; no chance.")] = False,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", help="Below 1 is safer, above 1 is wilder.")] = 0.8,
+    temperature: Annotated[
+        float, typer.Option("--temperature", "-t", help="Below 1 is safer, above 1 is wilder.")
+    ] = 0.8,
     top_k: Annotated[int, typer.Option(help="Choose among the k likeliest tokens; 0 for all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Choose among the likeliest tokens whose chances add up to p.")] = 0.95,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 repeats less.")] = 1.0,
@@ -42,11 +50,10 @@ def generate(
 
     from triptych import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = _device(device)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    network = AutoModelForCausalLM.from_pretrained(model, torch_dtype=dtype, low_cpu_mem_usage=True).to(device)
-    inputs = tokenizer(text, return_tensors="pt").to(device)
+    network = AutoModelForCausalLM.from_pretrained(model, torch_dtype=dtype, low_cpu_mem_usage=True).to(place)
+    inputs = tokenizer(text, return_tensors="pt").to(place)
     if inputs.input_ids.shape[1] == 0:
         raise typer.BadParameter("The prompt is empty. Give at least one character.")
     if seed is None:
@@ -102,6 +109,17 @@ def _from_pipe() -> str:
     if sys.stdin.isatty():
         raise typer.BadParameter('A prompt is needed: triptych generate "Once upon a time", or pipe one in.')
     return sys.stdin.read().rstrip("\n")
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"--device must be one of this machine's; got {name!r}. Try cpu.") from error
 
 
 def _room(positions: int | None, prompt_length: int) -> int:

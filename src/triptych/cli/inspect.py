@@ -71,7 +71,7 @@ def _print(facts: dict[str, Any]) -> None:
     from rich.filesize import decimal
     from rich.table import Table
 
-    memory = facts["memory"]
+    weights = facts["memory"]["weights"]
     rows = {
         "family": facts["family"],
         "classes": ", ".join(facts["architectures"] or ()) or "not said",
@@ -80,8 +80,8 @@ def _print(facts: dict[str, Any]) -> None:
         "layers": f"{facts['layers']} of {facts['hidden_size']} wide, {facts['heads']} heads",
         "vocabulary": f"{facts['vocab_size']:,} tokens",
         "positions": f"{facts['positions']:,} tokens",
-        "memory": f"{decimal(memory['weights']['float32'])} in float32, {decimal(memory['weights']['float16'])} in float16",
-        "cache": f"{decimal(memory['cache_per_token_float32'])} per token in float32",
+        "memory": f"{decimal(weights['float32'])} in float32, {decimal(weights['float16'])} in float16",
+        "cache": f"{decimal(facts['memory']['cache_per_token_float32'])} per token in float32",
         "folder": facts["folder"],
     }
     summary = Table.grid(padding=(0, 2))

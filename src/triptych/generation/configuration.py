@@ -101,6 +101,8 @@ class GenerationConfig:
 
     generation_kwargs: dict[str, Any]
 
+    _as_made: str | None = None  # the options' text when made from a model's configuration
+
     def __init__(self, **kwargs: Any) -> None:
         for name in FIELDS:
             setattr(self, name, kwargs.pop(name, DEFAULTS[name]))
@@ -233,7 +235,8 @@ class GenerationConfig:
     def from_model_config(cls, model_config: Any) -> Self:
         """The options that old files keep in a model's `config.json`, and those of its `text_config` where it has one.
 
-        The result remembers where it came from: `generate` then follows later changes of the model's configuration.
+        The result remembers what it was made with: until it is changed itself, `generate` follows later changes of
+        the model's configuration, as old scripts need.
         """
         found = {name: value for name, value in model_config.to_dict().items() if name in DEFAULTS}
         text_config = getattr(model_config, "text_config", None)
@@ -241,11 +244,20 @@ class GenerationConfig:
             inner = text_config if isinstance(text_config, dict) else text_config.to_dict()
             unset = [name for name in DEFAULTS if found.get(name, DEFAULTS[name]) == DEFAULTS[name]]
             found |= {name: inner[name] for name in unset if name in inner}
-        return cls(**found, _from_model_config=True)
+        config = cls(**found, _from_model_config=True)
+        config._as_made = config._options_text()
+        return config
+
+    def is_as_made_from_model_config(self) -> bool:
+        """Whether `from_model_config` made it and no option was changed since."""
+        return self._as_made is not None and self._as_made == self._options_text()
+
+    def _options_text(self) -> str:
+        return self.to_json_string(use_diff=False, ignore_metadata=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Every option, as a deep copy that JSON can hold: a dict in `sequence_bias` becomes [[ids, bias], …]."""
-        fields = copy.deepcopy(vars(self))
+        fields = {name: copy.deepcopy(value) for name, value in vars(self).items() if name != "_as_made"}
         fields["transformers_version"] = FORMAT_VERSION
         if isinstance(self.sequence_bias, dict):
             fields["sequence_bias"] = [[list(ids), bias] for ids, bias in self.sequence_bias.items()]
@@ -279,9 +291,7 @@ class GenerationConfig:
         """Equal when every option is; versions and origins do not count."""
         if not isinstance(other, GenerationConfig):
             return False
-        return self.to_json_string(use_diff=False, ignore_metadata=True) == other.to_json_string(
-            use_diff=False, ignore_metadata=True
-        )
+        return self._options_text() == other._options_text()
 
     __hash__ = None  # type: ignore[assignment]  # options can be changed
 
@@ -291,5 +301,7 @@ class GenerationConfig:
 
 
 # The documented options and their defaults, read off the class; `generation_kwargs` is a fresh dict each time.
-FIELDS: tuple[str, ...] = tuple(name for name in GenerationConfig.__annotations__ if name != "generation_kwargs")
+FIELDS: tuple[str, ...] = tuple(
+    name for name in GenerationConfig.__annotations__ if name not in ("generation_kwargs", "_as_made")
+)
 DEFAULTS: dict[str, Any] = {name: getattr(GenerationConfig, name) for name in FIELDS}

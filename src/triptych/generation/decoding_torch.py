@@ -158,8 +158,20 @@ def _decode(
 
 
 def _drawn(scores: Tensor) -> Tensor:
-    """One token per row, drawn with the probabilities that the scores (B, V) stand for."""
-    return torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
+    """One token per row, drawn with the probabilities that the scores (B, V) stand for.
+
+    Raises: ValueError when they stand for none: a score is NaN or +inf, or every token of a row is ruled out.
+    """
+    probabilities = scores.softmax(dim=-1)
+    try:
+        return torch.multinomial(probabilities, num_samples=1).squeeze(1)
+    except RuntimeError as error:
+        if bool(probabilities.isfinite().all()):
+            raise
+        raise ValueError(
+            "The scores give no distribution to draw from: one is NaN or infinite, or all tokens are ruled out. "
+            "Use bfloat16 or float32 weights, allow more tokens, or pass remove_invalid_values=True."
+        ) from error
 
 
 class _Trace:

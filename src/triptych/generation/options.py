@@ -97,13 +97,13 @@ def _unsupported(way: str, options: str) -> str:
 
 
 def _own_options(model: Any) -> GenerationConfig:
-    """The model's own options; those that came from its configuration follow later changes of that."""
+    """The model's own options; while they are as its configuration gave them, they follow later changes of that."""
     own = model.generation_config
     if own is None:
         raise TypeError(
             f"{type(model).__name__} has no language model head, so it cannot generate. Load the …ForCausalLM class."
         )
-    if own._from_model_config:
+    if own.is_as_made_from_model_config():
         current = GenerationConfig.from_model_config(model.config)
         if current != own:
             notice("Options of generation were changed in model.config; change model.generation_config instead.")
@@ -147,7 +147,7 @@ def check_token_ids(options: GenerationConfig, vocab_size: int) -> None:
 
 def _named_ids(options: GenerationConfig) -> Iterator[tuple[str, list[Any]]]:
     needs_end = options.min_length or options.min_new_tokens or options.exponential_decay_length_penalty
-    names = ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "pad_token_id")
+    names = ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
     for name in (*names, "eos_token_id") if needs_end else names:
         yield name, flat(getattr(options, name))
     for name in ("bad_words_ids", "forced_decoder_ids", "sequence_bias"):

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from triptych.generation import logits_torch as logits
-from triptych.generation import warpers_torch as warpers
+from triptych.generation import logits_torch as logits, warpers_torch as warpers
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.stopping_torch import (
     MaxLengthCriteria,

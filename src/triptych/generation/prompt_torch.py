@@ -11,6 +11,7 @@ from torch import Tensor
 
 from triptych.errors import SequenceTooLongError, TokenIdError
 from triptych.generation.configuration import DEFAULTS
+from triptych.generation.logits_torch import require_int
 from triptych.generation.options import Request, notice
 
 
@@ -168,13 +169,15 @@ def settle_length(request: Request, prompt: Prompt, max_positions: int | None) -
     options, length = request.options, prompt.ids.shape[1]
     asked = not request.named.isdisjoint({"max_length", "max_new_tokens"})
     if options.max_new_tokens is not None:
-        if not isinstance(options.max_new_tokens, int) or options.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be an int of at least 1; got {options.max_new_tokens!r}.")
+        require_int("max_new_tokens", options.max_new_tokens, 1)
         if {"max_length", "max_new_tokens"} <= request.named:
             notice("max_new_tokens and max_length were both given; max_new_tokens holds. Pass one of them.")
         options.max_length = length + options.max_new_tokens
-    elif not asked and options.max_length == DEFAULTS["max_length"]:
+    elif not asked and options.max_length in (None, DEFAULTS["max_length"]) and length < DEFAULTS["max_length"]:
         notice("The text ends at max_length=20 tokens, the default, prompt included. Pass max_new_tokens=...")
+    if options.max_length is None:
+        options.max_length = DEFAULTS["max_length"]
+    require_int("max_length", options.max_length, 1)
     if options.max_length <= length:
         _no_room(options.max_length, length, asked)
         options.max_length = length + 1

@@ -31,9 +31,10 @@ class BaseStreamer:
 class TextStreamer(BaseStreamer):
     """Print text to standard output as soon as whole words are there.
 
-    A word is out once a space or a line break follows it; characters of scripts that are written without spaces
-    (Chinese, Japanese) are out at once; half a UTF-8 character never is. A run of more than some forty tokens
-    without a space is not waited for. Work per token does not grow with the text.
+    A word is out once a space or a line break follows it; the space itself comes with the next word, as a tokenizer
+    that cleans up spaces may yet take it away. Characters of scripts that are written without spaces (Chinese,
+    Japanese) are out at once; half a UTF-8 character never is. A run of more than some forty tokens without a space
+    is not waited for. Work per token does not grow with the text.
 
     `skip_prompt` leaves the prompt out; `decode_kwargs` go to the tokenizer's `decode`.
 
@@ -62,7 +63,7 @@ class TextStreamer(BaseStreamer):
         text = self._decode(self.token_cache)
         certain = _certain_length(text, self.print_len, patient=len(self.token_cache) < _WINDOW)
         printable = text[self.print_len : certain]
-        self.print_len = max(self.print_len, certain)
+        self.print_len = certain
         self._forget(text)
         self.on_finalized_text(printable)
 
@@ -140,10 +141,10 @@ def _certain_length(text: str, already: int, *, patient: bool) -> int:
     """How many characters of the text later tokens will leave alone."""
     if text.endswith("\n") or (text and _stands_alone(text[-1])):
         return len(text)
-    space = text.rfind(" ", already)
+    space = text.rfind(" ", already + 1)
     if space >= 0 or patient:
-        return space + 1
-    return len(text.rstrip(_INCOMPLETE))
+        return max(space, already)
+    return max(len(text.rstrip(_INCOMPLETE)), already)
 
 
 def _stands_alone(character: str) -> bool:

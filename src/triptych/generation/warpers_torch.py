@@ -87,15 +87,16 @@ class TopPLogitsWarper(LogitsWarper):
 def _ascending(scores: Tensor, least: int) -> tuple[Tensor, Tensor]:
     """Places and values of the scores in ascending order; of the finite ones only, where these are few.
 
-    Sorting a vocabulary costs as much as a small layer, and after top-k nearly all of it is -inf.
+    Sorting a vocabulary costs as much as a small layer, and after top-k nearly all of it is -inf. Which of two equal
+    scores comes first depends on the whole array, so where there are any, the whole is sorted.
     """
     if scores.device.type == "cpu":  # elsewhere counting would make the host wait
         left = int((scores > -INF).sum(dim=-1).max())
         count = max(left, least)
         if count * _FEW < scores.shape[-1]:
-            places = scores.topk(count, dim=-1).indices.sort(dim=-1).values  # ties then sort as in the whole
-            values, order = scores.gather(1, places).sort(dim=-1, stable=True)
-            return places.gather(1, order), values
+            values, places = (x.flip(-1) for x in scores.topk(count, dim=-1))
+            if not bool(((values[:, 1:] == values[:, :-1]) & (values[:, 1:] > -INF)).any()):
+                return places, values
     values, places = scores.sort(dim=-1)
     return places, values
 

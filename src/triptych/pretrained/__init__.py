@@ -1,6 +1,6 @@
 """The small models that ship inside the package, loaded by name without the network.
 
-    AutoModelForCausalLM.from_pretrained("triptych/tales-neo")
+AutoModelForCausalLM.from_pretrained("triptych/tales-neo")
 """
 
 from pathlib import Path

@@ -30,7 +30,9 @@ class AttentionMask:
     _dense: dict[int | None, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, attention_mask: Tensor | None, batch: int, queries: int, past: int, device: torch.device) -> "AttentionMask":
+    def of(
+        cls, attention_mask: Tensor | None, batch: int, queries: int, past: int, device: torch.device
+    ) -> "AttentionMask":
         """From the documented `attention_mask` (B, S), 1 at tokens and 0 at padding.
 
         Raises: ValueError when its shape is not (B, past + queries).
@@ -44,9 +46,9 @@ class AttentionMask:
                 f"got {tuple(attention_mask.shape)}."
             )
         padding = attention_mask.to(device) != 0
-        if not torch.compiler.is_compiling() and bool(padding.all()):
-            return cls(queries, keys, device)
-        return cls(queries, keys, device, padding)
+        # On an accelerator a decoding step does not look: the host would wait for it at every token.
+        look = not torch.compiler.is_compiling() and (device.type == "cpu" or queries > 1)
+        return cls(queries, keys, device, None if look and bool(padding.all()) else padding)
 
     def narrows(self, window: int | None) -> bool:
         """Whether a window hides any key that causal order shows."""

@@ -9,9 +9,10 @@ Shapes: B batch, H heads, S tokens seen, D head_dim.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
+import torch.utils._pytree
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
@@ -30,7 +31,6 @@ class _Buffer:
         return (
             start == self.used
             and stop <= self.keys.shape[2]
-            and not self.keys.requires_grad
             and (torch.is_inference_mode_enabled() or not self.keys.is_inference())
         )
 
@@ -50,9 +50,9 @@ class LayerCache:
             return cls()
         return cls(_Buffer(*pair, used=pair[0].shape[2]), pair[0].shape[2])
 
-    def fork(self) -> "LayerCache":
-        """The same past, to be continued on its own."""
-        return LayerCache(self._buffer, self.length, self._reserve)
+    def fork(self, length: int | None = None) -> "LayerCache":
+        """The same past, or its first `length` tokens, to be continued on its own."""
+        return LayerCache(self._buffer, self.length if length is None else length, self._reserve)
 
     def pair(self) -> Pair:
         """Keys and values of all tokens seen, (B, H, S, D) each."""
@@ -61,11 +61,16 @@ class LayerCache:
         return self._buffer.keys[:, :, : self.length], self._buffer.values[:, :, : self.length]
 
     def append(self, key: Tensor, value: Tensor) -> Pair:
-        """Add keys and values of T new tokens, (B, H, T, D) each; returns those of all S tokens."""
+        """Add keys and values of T new tokens, (B, H, T, D) each; returns those of all S tokens.
+
+        Raises: ValueError when the past is of another batch size, number of heads or head size.
+        """
+        if self._buffer is not None:
+            _check_past(self._buffer.keys, key)
         start, stop = self.length, self.length + key.shape[2]
         self.length = stop
-        if torch.is_grad_enabled() and key.requires_grad:
-            # Autograd keeps what it was given, so nothing may be written in place.
+        if torch.is_grad_enabled():
+            # Autograd keeps what it was given (for the queries' gradient too), so nothing may be written in place.
             if self._buffer is not None and start:
                 key = torch.cat((self._buffer.keys[:, :, :start], key), dim=2)
                 value = torch.cat((self._buffer.values[:, :, :start], value), dim=2)
@@ -96,10 +101,20 @@ class LayerCache:
         return _Buffer(*made, used=start)
 
 
+def _check_past(past: Tensor, new: Tensor) -> None:
+    if past.shape[:2] != new.shape[:2] or past.shape[3] != new.shape[3]:
+        names = ("batch", "heads", "head_dim")
+        was, now = ({n: x.shape[i] for n, i in zip(names, (0, 1, 3), strict=True)} for x in (past, new))
+        raise ValueError(
+            f"past_key_values must be of the model's heads and the input's batch size, {now}; got {was}. "
+            "Pass the cache that this model returned for the same rows."
+        )
+
+
 class KeyValueCache(tuple[Pair, ...]):
     """The documented `past_key_values`: one (key, value) pair of (B, H, S, D) per layer."""
 
-    _layers: list[LayerCache]
+    _layers: list[LayerCache] | None = None  # None for one made from pairs alone
 
     @classmethod
     def reserved(cls, num_layers: int, capacity: int) -> Self:
@@ -123,12 +138,44 @@ class KeyValueCache(tuple[Pair, ...]):
 
     def reorder(self, rows: Tensor) -> Self:
         """A cache of the batch rows named by `rows` (B',), in that order; rows may repeat."""
+        if not self:
+            return self
         layers = []
-        for layer, (key, value) in zip(self._layers, self, strict=True):
-            chosen = LayerCache(reserve=layer._reserve)
+        for key, value in self:
+            chosen = LayerCache(reserve=self._reserve)
             chosen.append(key.index_select(0, rows), value.index_select(0, rows))
             layers.append(chosen)
         return self.of_layers(layers)
+
+    def crop(self, length: int) -> Self:
+        """A cache of the first `length` tokens.
+
+        Raises: ValueError unless `length` is from 0 to the number of tokens seen.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"A cache of {self.length} tokens can be cropped to 0 to {self.length}; got {length}.")
+        if not self:
+            return self
+        return self.of_layers(layer.fork(length) for layer in open_layers(self, len(self)))
+
+    @property
+    def _reserve(self) -> int:
+        return self._layers[0]._reserve if self._layers else 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy what was seen, without the room behind it."""
+        if not self and self._layers:
+            return (type(self).reserved, (len(self._layers), self._reserve))
+        return (type(self), (tuple((key.contiguous(), value.contiguous()) for key, value in self),))
+
+
+# Let torch look inside a cache as it does inside the documented tuple.
+torch.utils._pytree.register_pytree_node(
+    KeyValueCache,
+    lambda cache: (list(cache), len(cache._layers or cache)),
+    lambda pairs, num_layers: KeyValueCache(pairs) if pairs else KeyValueCache.reserved(num_layers, 0),
+    serialized_type_name="triptych.runtime.cache.KeyValueCache",
+)
 
 
 def open_layers(past: Sequence[Pair | None] | None, num_layers: int) -> list[LayerCache]:

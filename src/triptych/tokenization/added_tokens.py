@@ -53,9 +53,9 @@ class AddedTokens:
             if start < end or (token.single_word and not _stands_alone(text, start, stop)):
                 continue
             if token.lstrip:
-                start = _SPACE_BEFORE.match(text, end, start).start()
+                start = _edge(_SPACE_BEFORE, text, end, start)[0]
             if token.rstrip:
-                stop = _SPACE_AFTER.match(text, stop).end()
+                stop = _edge(_SPACE_AFTER, text, stop, len(text))[1]
             if start > end:
                 yield text[end:start], False
             yield token.content, True
@@ -69,6 +69,11 @@ class AddedTokens:
             self._pattern = regex.compile("|".join(map(regex.escape, longest_first)) or r"(?!)")
         found: Iterator[regex.Match[str]] = self._pattern.finditer(text)
         return found
+
+
+def _edge(space: "regex.Pattern[str]", text: str, start: int, stop: int) -> tuple[int, int]:
+    found = space.match(text, start, stop)
+    return (stop, start) if found is None else found.span()
 
 
 def _stands_alone(text: str, start: int, stop: int) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import UserDict
-from collections.abc import Sequence
+from collections.abc import ItemsView, KeysView, Sequence, ValuesView
 from typing import Any, NamedTuple
 
 from tokenizers import Encoding
@@ -96,6 +96,18 @@ class BatchEncoding(UserDict[str, Any]):
         self.data = state["data"]
         self._encodings = state["encodings"]
         self._n_sequences = state.get("n_sequences")
+
+    def keys(self) -> KeysView[str]:
+        """The names of the columns."""
+        return self.data.keys()
+
+    def values(self) -> ValuesView[Any]:
+        """The columns."""
+        return self.data.values()
+
+    def items(self) -> ItemsView[str, Any]:
+        """The columns with their names."""
+        return self.data.items()
 
     # To tensors.
 

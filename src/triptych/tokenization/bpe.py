@@ -1,8 +1,8 @@
 """Byte-level byte-pair encoding, written to be read.
 
 A word's UTF-8 bytes are spelled in 256 printable characters. Then the neighbouring pair that stands first in the list
-of merges becomes one piece, again and again, until no pair of the list is left. Sennrich et al., 2016, arXiv:1508.07909; on
-bytes: Radford et al., 2019, "Language models are unsupervised multitask learners".
+of merges becomes one piece, again and again, until no pair of the list is left. Sennrich et al., 2016,
+arXiv:1508.07909; on bytes: Radford et al., 2019, "Language models are unsupervised multitask learners".
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Self
 from tokenizers import AddedToken, Encoding, Tokenizer, models, pre_tokenizers, processors, trainers
 
 from triptych.errors import InvalidFileError, MissingFileError
-from triptych.tokenization.base import Ids, PreTrainedTokenizerBase
+from triptych.tokenization.base import PreTrainedTokenizerBase
 from triptych.tokenization.batch_encoding import BatchEncoding
 from triptych.tokenization.options import Lengths, PaddingStrategy, Request, TruncationStrategy
+from triptych.tokenization.preparation import Ids
 from triptych.tokenization.special_tokens import LIST_NAME, NAMES, Token, from_json, special, str_of, to_json
 from triptych.tokenization.tensors import to_lists
 
@@ -24,22 +25,23 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
     Made from a `tokenizers.Tokenizer` (`tokenizer_object`) or its file (`tokenizer_file`).
     """
 
-    vocab_files_names: ClassVar = {"tokenizer_file": "tokenizer.json"}
+    vocab_files_names: ClassVar[dict[str, str]] = {"tokenizer_file": "tokenizer.json"}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take the engine over, and put in the tokens that it lacks.
 
         Raises: ValueError if there is no engine to take.
         """
-        backend: Tokenizer | None = kwargs.pop("tokenizer_object", None)
+        tokenizer_object: Tokenizer | None = kwargs.pop("tokenizer_object", None)
         tokenizer_file = kwargs.pop("tokenizer_file", None)
+        vocabulary = {name: kwargs.pop(name, None) for name in self.vocab_files_names if name != "tokenizer_file"}
         stored: dict[Any, AddedToken] = kwargs.pop("added_tokens_decoder", {})
-        if backend is None and tokenizer_file is None:
-            raise ValueError(
-                f"{type(self).__name__} needs an engine. Pass tokenizer_file='…/tokenizer.json' or "
-                "tokenizer_object=tokenizers.Tokenizer(…)."
-            )
-        self._tokenizer: Tokenizer = copy.deepcopy(backend) if backend is not None else read_backend(tokenizer_file)
+        if isinstance(tokenizer_object, Tokenizer):
+            self._tokenizer = copy.deepcopy(tokenizer_object)  # the caller's own object stays as it is
+        elif tokenizer_file is not None:
+            self._tokenizer = read_backend(tokenizer_file)
+        else:
+            self._tokenizer = self._make_backend(vocabulary)
         for name, value in _settings(self._tokenizer).items():
             kwargs.setdefault(name, value)
         self._tokenizer.no_truncation()
@@ -52,6 +54,13 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         arrived = known.keys() | {token.content for token in new}
         new += [special(token) for token in self.all_special_tokens_extended if str_of(token) not in arrived]
         self._tokenizer.add_tokens(new)
+
+    def _make_backend(self, vocabulary: dict[str, Any]) -> Tokenizer:
+        """The engine from the vocabulary's own files: the paths (or None) by their names in `vocab_files_names`."""
+        raise ValueError(
+            f"{type(self).__name__} needs an engine. Pass tokenizer_file='…/tokenizer.json' or "
+            "tokenizer_object=tokenizers.Tokenizer(…)."
+        )
 
     # The vocabulary.
 
@@ -109,9 +118,14 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         return dict(sorted(tokens.items()))
 
     def _add_tokens(self, new_tokens: Sequence[Token], special_tokens: bool = False) -> int:
-        tokens = [special(token) for token in new_tokens] if special_tokens else list(new_tokens)
-        added: int = self._tokenizer.add_tokens(tokens)
-        return added
+        size = len(self)
+        if special_tokens:
+            self._tokenizer.add_special_tokens(list(new_tokens))
+        else:
+            # A plain str says nothing about the fields, so a token that was added before keeps its own.
+            known = self.added_tokens_encoder
+            self._tokenizer.add_tokens([t for t in new_tokens if not isinstance(t, str) or t not in known])
+        return len(self) - size
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """The id of a token, or the ids of a list of them; unknown ones give `unk_token_id`."""
@@ -151,12 +165,18 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
 
     def _encode_one(self, text: Any, text_pair: Any, request: Request, **kwargs: Any) -> BatchEncoding:
         _no_further_options(type(self).__name__, kwargs)
+        if isinstance(text, list | tuple) and not request.is_split_into_words:
+            raise ValueError(
+                f"{type(self).__name__} encodes a str, not a list. For words, pass is_split_into_words=True; "
+                "for tokens, use convert_tokens_to_ids; for ids, prepare_for_model."
+            )
         self._set_lengths(request.lengths)
         item = text if text_pair is None else (text, text_pair)
         try:
             encoding = self._tokenizer.encode(text, text_pair, request.is_split_into_words, request.add_special_tokens)
         except BaseException as error:  # the engine's panics are no Exception
-            raise self._explained(error, [item], request) from error
+            self._explain(error, [item], request)
+            raise
         result = self._columns([encoding], request)
         if request.columns.tensors is not None or request.columns.overflowing_tokens:
             return result
@@ -171,7 +191,8 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
                 list(items), request.is_split_into_words, request.add_special_tokens
             )
         except BaseException as error:  # the engine's panics are no Exception
-            raise self._explained(error, items, request) from error
+            self._explain(error, items, request)
+            raise
         return self._columns(encodings, request)
 
     def _columns(self, encodings: list[Encoding], request: Request) -> BatchEncoding:
@@ -240,27 +261,26 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
             raise ValueError(_stride_message(truncation["stride"], room))
         self._tokenizer.enable_truncation(**truncation)
 
-    def _explained(self, error: BaseException, items: Sequence[Any], request: Request) -> BaseException:
-        """What the engine's error means to the caller; the error itself where it is none of the known ones."""
+    def _explain(self, error: BaseException, items: Sequence[Any], request: Request) -> None:
+        """Raise what the engine's error means to the caller, if that is known."""
         lengths = request.lengths
         if type(error).__name__ == "PanicException" and lengths.limit is not None:
-            return ValueError(_stride_message(lengths.stride, lengths.limit))
+            raise ValueError(_stride_message(lengths.stride, lengths.limit)) from error
         if type(error) is Exception and lengths.limit is not None:
-            return ValueError(
+            raise ValueError(
                 f"truncation={str(lengths.truncation)!r} cannot reach max_length={lengths.limit}: {error}. "
                 f"Pass a larger max_length or truncation={str(TruncationStrategy.LONGEST_FIRST)!r}."
-            )
+            ) from error
         if isinstance(error, TypeError | UnicodeEncodeError):
             for number, item in enumerate(items):
                 for text in item if isinstance(item, list | tuple) else [item]:
                     if problem := _problem(text, request.is_split_into_words):
-                        return ValueError(f"Item {number} of the batch {problem}.")
+                        raise ValueError(f"Item {number} of the batch {problem}.") from error
             if any(isinstance(item, list | tuple) and len(item) != 2 for item in items):
-                return ValueError(
+                raise ValueError(
                     "A list inside a batch is a pair (text, text_pair). "
                     "For texts that are split into words, pass is_split_into_words=True."
-                )
-        return error
+                ) from error
 
     # Ids → text.
 
@@ -304,12 +324,14 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
 
         Merges are written as "a b", the form that every version of `tokenizers` reads, unless a piece has a space.
         """
-        state = json.loads(self._tokenizer.to_str())
+        state: dict[str, Any] = json.loads(self._tokenizer.to_str())
         state["truncation"] = state["padding"] = None
         merges = state["model"].get("merges") or []
         if merges and not any(" " in piece for pair in merges if isinstance(pair, list) for piece in pair):
             state["model"]["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
-        return json.dumps(state, ensure_ascii=False, indent=2)
+        # A line for each part: indenting the vocabulary would take seven times as long.
+        lines = (f"  {json.dumps(name)}: {json.dumps(part, ensure_ascii=False)}" for name, part in state.items())
+        return "{\n" + ",\n".join(lines) + "\n}\n"
 
     def train_new_from_iterator(
         self,
@@ -426,7 +448,7 @@ def _problem(text: Any, is_split_into_words: bool) -> str:
     words = text if isinstance(text, list | tuple) and is_split_into_words else [text]
     for word in words:
         if not isinstance(word, str):
-            return f"must be a str, or a pair of them, and holds a {type(word).__name__}"
+            return f"must be a str, or a pair of them, and is of type {type(word).__name__}"
         if any("\ud800" <= char <= "\udfff" for char in word):
             return "must be valid Unicode, and holds a lone surrogate; decode the input again with errors='replace'"
     return ""

@@ -57,7 +57,7 @@ def load(cls: "type[T]", name: str | os.PathLike[str], init_inputs: Iterable[Any
     vocabulary = {
         argument: str(found[filename]) for argument, filename in cls.vocab_files_names.items() if filename in found
     }
-    _check_vocabulary(cls, name, vocabulary.keys() | kwargs.keys())
+    _check_vocabulary(cls, name, vocabulary.keys() | kwargs.keys(), where)
     options = _options(found, kwargs)
     options = {**vocabulary, **options, **kwargs, "name_or_path": os.fspath(name)}
     _give_flags(options)
@@ -76,7 +76,9 @@ def _from_one_file(cls: "type[T]", path: Path, init_inputs: Iterable[Any], kwarg
     return cls(*init_inputs, **{arguments.pop(): str(path)}, **kwargs, name_or_path=os.fspath(path))
 
 
-def _check_vocabulary(cls: "type[PreTrainedTokenizerBase]", name: Any, given: Iterable[str]) -> None:
+def _check_vocabulary(
+    cls: "type[PreTrainedTokenizerBase]", name: Any, given: Iterable[str], where: hub.HubOptions
+) -> None:
     """All vocabulary files, or tokenizer.json alone where the class reads it."""
     given = set(given)
     missing = [n for argument, n in cls.vocab_files_names.items() if argument not in given and n != BACKEND]
@@ -85,10 +87,13 @@ def _check_vocabulary(cls: "type[PreTrainedTokenizerBase]", name: Any, given: It
     if missing or not given & cls.vocab_files_names.keys():
         names = missing or [BACKEND]
         other = f" (or {BACKEND})" if missing and "tokenizer_file" in cls.vocab_files_names else ""
-        there = hub.local_folder(name)
-        holds = f", and {there} holds {hub.listing(there)}" if there is not None else f", and {name} has not"
+        there = hub.local_folder(name, where["subfolder"])
+        if there is None:
+            hub.resolve_file(name, names[0], **where)  # says why the hub did not give it
+        holds = hub.listing(there) if there is not None else f"no {names[0]}"
         raise MissingFileError(
-            f"{cls.__name__} needs {' and '.join(names)}{other}{holds}. Give the folder of a tokenizer of this kind."
+            f"{cls.__name__} needs {' and '.join(names)}{other}, and {there or name} holds {holds}. "
+            "Give the folder of a tokenizer of this kind."
         )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -105,27 +106,27 @@ def settle_lengths(
     stride: int,
     pad_to_multiple_of: int | None,
     model_max_length: int,
-    verbose: bool,
+    tell: Callable[[str], None],
     old_options: dict[str, Any],
 ) -> Lengths:
     """Turn the documented options into one plan.
 
     `max_length` alone asks for longest_first truncation; "max_length" without a number means the model's own
     maximum, or nothing where none is known. `old_options` may hold `truncation_strategy` and
-    `pad_to_max_length`, the names of these options before version 3; they are taken out.
+    `pad_to_max_length`, the names of these options before version 3; they are taken out. `tell` gets what a user
+    should know about the choice.
 
     Raises: ValueError naming the option if a value is not one of its choices, or lengths contradict each other.
     """
     padding, truncation = _old_names(padding, truncation, max_length, old_options)
     if max_length is not None and truncation is None and padding is False:
-        if verbose:
-            logger.warning(
-                "max_length was given without truncation, so truncation='longest_first' is used. "
-                "Pass truncation=True (or a strategy) to say so."
-            )
+        tell(
+            "max_length was given without truncation, so truncation='longest_first' is used. "
+            "Pass truncation=True (or a strategy) to say so."
+        )
         truncation = True
-    if padding is True and max_length is not None and truncation in (None, False, "do_not_truncate") and verbose:
-        logger.warning("max_length has no effect with padding=True. Use padding='max_length' to pad up to it.")
+    if padding is True and max_length is not None and truncation in (None, False, "do_not_truncate"):
+        tell("max_length has no effect with padding=True. Use padding='max_length' to pad up to it.")
     pad = {True: PaddingStrategy.LONGEST, False: PaddingStrategy.DO_NOT_PAD, None: PaddingStrategy.DO_NOT_PAD}.get(
         padding
     ) or choose(PaddingStrategy, padding, "padding")
@@ -138,11 +139,10 @@ def settle_lengths(
         if model_max_length <= LARGE_INTEGER:
             max_length = model_max_length
         else:
-            if verbose:
-                logger.warning(
-                    "No maximum length is known for this model, so nothing is truncated or padded to it. "
-                    "Pass max_length, or set tokenizer.model_max_length."
-                )
+            tell(
+                "No maximum length is known for this model, so nothing is truncated or padded to it. "
+                "Pass max_length, or set tokenizer.model_max_length."
+            )
             pad = PaddingStrategy.DO_NOT_PAD if pad is PaddingStrategy.MAX_LENGTH else pad
             cut = TruncationStrategy.DO_NOT_TRUNCATE
     lengths = Lengths(pad, cut, max_length, stride, pad_to_multiple_of)

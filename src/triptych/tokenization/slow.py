@@ -6,9 +6,10 @@ from typing import Any
 from tokenizers import AddedToken
 
 from triptych.tokenization.added_tokens import AddedTokens
-from triptych.tokenization.base import Ids, PreTrainedTokenizerBase
+from triptych.tokenization.base import PreTrainedTokenizerBase
 from triptych.tokenization.batch_encoding import BatchEncoding
 from triptych.tokenization.options import Request, logger
+from triptych.tokenization.preparation import Ids
 from triptych.tokenization.special_tokens import Token, from_json, special, str_of, to_json
 
 

@@ -1,11 +1,14 @@
 """vocab.json and merges.txt ↔ the vocabulary of a byte-pair encoding."""
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import cast
 
 from triptych.errors import InvalidFileError, MissingFileError
-from triptych.files import read_json, staged_folder, write_json
+from triptych.files import read_json, staged_folder
 
 Merges = list[tuple[str, str]]
 VERSION_LINE = "#version: 0.2"
@@ -42,24 +45,29 @@ def read_merges(path: str | os.PathLike[str], vocabulary: Mapping[str, int]) -> 
         raise MissingFileError(f"The file of merges {os.fspath(path)} does not exist. Check the path.") from error
     except UnicodeDecodeError as error:
         raise InvalidFileError(f"{os.fspath(path)} must be UTF-8: {error}. Fetch the file again.") from error
-    merges: Merges = []
-    for number, line in enumerate(lines, 1):
-        pair = line.rstrip("\r").split(" ")
-        if pair == [""] or (number == 1 and line.startswith("#version")):
-            continue
-        if len(pair) != 2 or not all(pair):
-            raise InvalidFileError(
-                f"Each line of {os.fspath(path)} must be two tokens with a space between them, "
-                f"and line {number} is {line!r}."
-            )
-        if pair[0] not in vocabulary or pair[1] not in vocabulary or pair[0] + pair[1] not in vocabulary:
-            absent = next(token for token in (*pair, pair[0] + pair[1]) if token not in vocabulary)
-            raise InvalidFileError(
-                f"The merges must fit the vocabulary, and {absent!r} of line {number} of {os.fspath(path)} is not in "
-                "it. Use the two files of one tokenizer."
-            )
-        merges.append((pair[0], pair[1]))
-    return merges
+    if lines[0].startswith("#version"):
+        lines[0] = ""
+    pairs = [tuple(line.removesuffix("\r").split(" ")) for line in lines if line.strip("\r")]
+    # Whole sets are compared first, which is quick; the culprit is looked for only when there is one.
+    pieces = set(chain.from_iterable(pairs))
+    if {len(pair) for pair in pairs} - {2} or (pieces | set(map("".join, pairs))) - vocabulary.keys():
+        raise _misfit(lines, vocabulary, os.fspath(path))
+    return cast(Merges, pairs)
+
+
+def _misfit(lines: list[str], vocabulary: Mapping[str, int], path: str) -> InvalidFileError:
+    """The error for the first line that is no pair of tokens, or whose tokens the vocabulary lacks."""
+    pairs = ((number, line.removesuffix("\r").split(" ")) for number, line in enumerate(lines, 1) if line.strip("\r"))
+    number, problem = next((number, found) for number, pair in pairs if (found := _problem(pair, vocabulary)))
+    return InvalidFileError(f"Line {number} of {path}, {lines[number - 1]!r}, {problem}")
+
+
+def _problem(pair: Sequence[str], vocabulary: Mapping[str, int]) -> str:
+    """What is wrong with a line of merges; empty if nothing is."""
+    if len(pair) != 2 or not all(pair):
+        return "must be two tokens with a space between them. Repair the file or fetch it again."
+    absent = [token for token in (*pair, "".join(pair)) if token not in vocabulary]
+    return f"must fit the vocabulary, which has no {absent[0]!r}. Use the two files of one tokenizer." if absent else ""
 
 
 def write_files(
@@ -67,13 +75,15 @@ def write_files(
     names: Mapping[str, str],
     prefix: str | None,
     vocabulary: Mapping[str, int],
-    merges: Iterable[Sequence[str]],
+    merges: Iterable[tuple[str, str]],
 ) -> tuple[str, str]:
     """Write both files under their names in `names` ("vocab_file", "merges_file"); returns their paths."""
     start = f"{prefix}-" if prefix else ""
     vocab_name, merges_name = start + names["vocab_file"], start + names["merges_file"]
     with staged_folder(directory) as stage:
-        write_json(stage / vocab_name, dict(sorted(vocabulary.items(), key=lambda item: item[1])))
+        by_id = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+        # On one line: indenting tens of thousands of tokens takes seven times as long.
+        (stage / vocab_name).write_text(json.dumps(by_id, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
         lines = [VERSION_LINE, *(f"{left} {right}" for left, right in merges), ""]
         (stage / merges_name).write_text("\n".join(lines), encoding="utf-8", newline="\n")
     return str(Path(directory, vocab_name)), str(Path(directory, merges_name))

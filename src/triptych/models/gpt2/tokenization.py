@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from tokenizers import AddedToken
 
-from triptych.tokenization.bpe import ByteLevelBPE, alphabet_bytes
+from triptych.tokenization.bpe import ByteLevelBPE, alphabet_bytes, merge
 from triptych.tokenization.slow import PreTrainedTokenizer
 from triptych.tokenization.special_tokens import special, str_of
 from triptych.tokenization.vocabulary import read_merges, read_vocabulary, write_files
@@ -24,8 +24,8 @@ class GPT2Tokenizer(PreTrainedTokenizer):
     treats the first word like any other, `add_bos_token` starts every sequence with `bos_token`.
     """
 
-    vocab_files_names: ClassVar = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
-    model_input_names: ClassVar = ["input_ids", "attention_mask"]
+    vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (may be set)
 
     def __init__(
         self,
@@ -76,6 +76,10 @@ class GPT2Tokenizer(PreTrainedTokenizer):
         add_prefix_space = kwargs.pop("add_prefix_space", self.add_prefix_space)
         return (" " + text if is_split_into_words or add_prefix_space else text), kwargs
 
+    def bpe(self, token: str) -> str:
+        """The pieces of a word that is spelled in the byte alphabet, with spaces between them."""
+        return " ".join(merge(token, self._bpe.ranks))
+
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return self._bpe.tokens(text)
 
@@ -92,11 +96,14 @@ class GPT2Tokenizer(PreTrainedTokenizer):
         return self.decoder.get(index)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join tokens into text; a token that is not in vocab.json is text already."""
-        table = alphabet_bytes()
-        spelled = b"".join(
-            bytes(map(table.__getitem__, token)) if token in self.encoder else token.encode("utf-8") for token in tokens
-        )
+        """Join tokens into text; a token that was added to the vocabulary is text already."""
+        table, added = alphabet_bytes(), self._added_tokens.ids.keys() - self.encoder.keys()
+        spelled = bytearray()
+        for token in tokens:
+            if token in added or not table.keys() >= set(token):
+                spelled += token.encode("utf-8")
+            else:
+                spelled += bytes(map(table.__getitem__, token))
         return spelled.decode("utf-8", errors=self.errors)
 
     def build_inputs_with_special_tokens(self, token_ids_0: Ids, token_ids_1: Ids | None = None) -> Ids:

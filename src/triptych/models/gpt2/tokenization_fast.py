@@ -1,18 +1,19 @@
 """GPT-2's tokenizer on the engine of the `tokenizers` library; ids as in `tokenization.py`."""
 
-import json
 import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from triptych.errors import InvalidFileError
+from triptych.files import staged_folder
 from triptych.models.gpt2.tokenization import GPT2Tokenizer
 from triptych.tokenization.batch_encoding import BatchEncoding
-from triptych.tokenization.fast import PreTrainedTokenizerFast, read_backend
+from triptych.tokenization.fast import PreTrainedTokenizerFast
 from triptych.tokenization.options import Request
 from triptych.tokenization.special_tokens import special, str_of
-from triptych.tokenization.vocabulary import read_merges, read_vocabulary, write_files
+from triptych.tokenization.vocabulary import read_merges, read_vocabulary
 
 
 class GPT2TokenizerFast(PreTrainedTokenizerFast):
@@ -21,12 +22,12 @@ class GPT2TokenizerFast(PreTrainedTokenizerFast):
     Texts that come as words need `add_prefix_space=True`, since a word inside a text starts with its space.
     """
 
-    vocab_files_names: ClassVar = {
+    vocab_files_names: ClassVar[dict[str, str]] = {
         "vocab_file": "vocab.json",
         "merges_file": "merges.txt",
         "tokenizer_file": "tokenizer.json",
     }
-    model_input_names: ClassVar = ["input_ids", "attention_mask"]
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (may be set)
     slow_tokenizer_class = GPT2Tokenizer
 
     def __init__(
@@ -50,23 +51,27 @@ class GPT2TokenizerFast(PreTrainedTokenizerFast):
         for name in ("unk_token", "bos_token", "eos_token", "pad_token"):
             if isinstance(kwargs[name], str):
                 kwargs[name] = special(kwargs[name], normalized=True)
-        backend = kwargs.pop("tokenizer_object", None)
-        if backend is None:
-            if tokenizer_file is not None:
-                backend = read_backend(tokenizer_file)
-            elif vocab_file is not None and merges_file is not None:
-                backend = byte_level_backend(vocab_file, merges_file)
-            else:
-                raise ValueError(
-                    "GPT2TokenizerFast needs tokenizer_file, or vocab_file and merges_file. "
-                    "Use GPT2TokenizerFast.from_pretrained to load a folder or a hub name."
-                )
-        if isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
-            backend.pre_tokenizer.add_prefix_space = add_prefix_space
+        super().__init__(
+            vocab_file=vocab_file,
+            merges_file=merges_file,
+            tokenizer_file=tokenizer_file,
+            add_prefix_space=add_prefix_space,
+            **kwargs,
+        )
         self.add_prefix_space = add_prefix_space
-        super().__init__(tokenizer_object=backend, add_prefix_space=add_prefix_space, **kwargs)
+        if isinstance(self._tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+            self._tokenizer.pre_tokenizer.add_prefix_space = add_prefix_space
         if kwargs["add_bos_token"] and tokenizer_file is None:
             self._start_with(str_of(bos_token))
+
+    def _make_backend(self, vocabulary: dict[str, Any]) -> Tokenizer:
+        vocab_file, merges_file = vocabulary["vocab_file"], vocabulary["merges_file"]
+        if vocab_file is None or merges_file is None:
+            raise ValueError(
+                "GPT2TokenizerFast needs tokenizer_file, or vocab_file and merges_file. "
+                "Use GPT2TokenizerFast.from_pretrained to load a folder or a hub name."
+            )
+        return byte_level_backend(vocab_file, merges_file)
 
     def _start_with(self, bos: str) -> None:
         self._tokenizer.post_processor = processors.TemplateProcessing(
@@ -92,9 +97,9 @@ class GPT2TokenizerFast(PreTrainedTokenizerFast):
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write vocab.json and merges.txt; returns their paths."""
-        model = json.loads(self._tokenizer.to_str())["model"]
-        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-        return write_files(save_directory, self.vocab_files_names, filename_prefix, model["vocab"], merges)
+        with staged_folder(save_directory) as stage:
+            names = [Path(path).name for path in self._tokenizer.model.save(str(stage), filename_prefix)]
+        return tuple(str(Path(save_directory, name)) for name in names)
 
 
 def byte_level_backend(vocab_file: str | os.PathLike[str], merges_file: str | os.PathLike[str]) -> Tokenizer:

@@ -15,7 +15,8 @@ class GPTNeoConfig(PretrainedConfig):
     and "local" per layer. A local layer sees the last `window_size` tokens, itself counted.
     `intermediate_size` None means 4 * hidden_size.
 
-    Raises: ValueError when `attention_types` does not describe `num_layers` layers of known kinds.
+    Raises: ValueError when `attention_types` does not describe `num_layers` layers of known kinds, or `window_size`
+        is below 1.
     """
 
     model_type: ClassVar[str] = "gpt_neo"
@@ -28,7 +29,7 @@ class GPTNeoConfig(PretrainedConfig):
         max_position_embeddings: int = 2048,
         hidden_size: int = 2048,
         num_layers: int = 24,
-        attention_types: Sequence[Any] = [[["global", "local"], 12]],  # noqa: B006  (the documented default; never changed)
+        attention_types: Sequence[Any] = [[["global", "local"], 12]],  # the documented default; never changed
         num_heads: int = 16,
         intermediate_size: int | None = None,
         window_size: int = 256,
@@ -59,8 +60,8 @@ class GPTNeoConfig(PretrainedConfig):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.initializer_range = initializer_range
         self.use_cache = use_cache
-        self.attention_types = [[list(kinds), repeats] for kinds, repeats in attention_types]
         self.attention_layers = self.expand_attention_types_params(attention_types)
+        self.attention_types = [[list(kinds), repeats] for kinds, repeats in attention_types]
         self._check_attention(kwargs.pop("attention_layers", None))
         super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, **kwargs)
 
@@ -73,10 +74,20 @@ class GPTNeoConfig(PretrainedConfig):
 
     @staticmethod
     def expand_attention_types_params(attention_types: Sequence[Any]) -> list[str]:
-        """One kind per layer: [[["global", "local"], 2]] gives ["global", "local", "global", "local"]."""
+        """One kind per layer: [[["global", "local"], 2]] gives ["global", "local", "global", "local"].
+
+        Raises: ValueError when it is no list of [kinds, repeats] pairs.
+        """
+        if not _are_kinds_and_repeats(attention_types):
+            raise ValueError(
+                'attention_types must be a list of [kinds, repeats] pairs, for example [[["global", "local"], 12]]; '
+                f"got {attention_types!r}."
+            )
         return [kind for kinds, repeats in attention_types for _ in range(repeats) for kind in kinds]
 
     def _check_attention(self, stored_layers: list[str] | None) -> None:
+        if not isinstance(self.window_size, int) or self.window_size < 1:
+            raise ValueError(f"window_size must be a positive int, as a token sees itself; got {self.window_size!r}.")
         layers = self.attention_layers
         unknown = sorted(set(layers) - set(ATTENTION_KINDS))
         if unknown:
@@ -91,3 +102,14 @@ class GPTNeoConfig(PretrainedConfig):
                 f"attention_layers {stored_layers} is not what attention_types {self.attention_types} expands to. "
                 "Change attention_types; attention_layers follows."
             )
+
+
+def _are_kinds_and_repeats(attention_types: Any) -> bool:
+    return isinstance(attention_types, list | tuple) and all(
+        isinstance(entry, list | tuple)
+        and len(entry) == 2
+        and isinstance(entry[0], list | tuple)
+        and all(isinstance(kind, str) for kind in entry[0])
+        and isinstance(entry[1], int)
+        for entry in attention_types
+    )

@@ -7,8 +7,9 @@ Shapes: B batch, T new tokens, S cached + new tokens, H heads, D head_dim, C hid
 N num_labels.
 """
 
+import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from triptych.modeling_torch import (
     NextToken,
     PreTrainedModel,
     check_length,
+    check_positions,
     check_token_ids,
     per_layer_head_mask,
 )
@@ -99,7 +101,7 @@ class GPTNeoSelfAttention(nn.Module):
         self.out_proj.in_features = len(index)
 
 
-def _selected(weight: nn.Parameter, dim: int, index: Tensor) -> nn.Parameter:
+def _selected(weight: Tensor, dim: int, index: Tensor) -> nn.Parameter:
     kept = weight.detach().index_select(dim, index.to(weight.device)).contiguous()
     return nn.Parameter(kept, requires_grad=weight.requires_grad)
 
@@ -183,9 +185,10 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
         """Replace `wte`."""
         self.wte = value
 
-    def _prune(self, heads: dict[int, Iterable[int]]) -> None:
+    def _prune(self, heads: Mapping[int, Iterable[int]]) -> None:
         for layer, gone in heads.items():
-            self.h[layer].attn.attention.prune(gone)
+            block: GPTNeoBlock = self.h[layer]  # type: ignore[assignment]
+            block.attn.attention.prune(gone)
 
     def forward(
         self,
@@ -221,10 +224,14 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
 
         layers = open_layers(past_key_values, config.num_layers) if use_cache or past_key_values is not None else None
         past = layers[0].length if layers else 0
-        x = self._embed(input_ids, inputs_embeds, token_type_ids, position_ids, attention_mask, past)  # (B, T, C)
-        batch, length = x.shape[:2]
-        mask = AttentionMask.of(attention_mask, batch, length, past, x.device)
         head_masks = per_layer_head_mask(head_mask, config.num_layers, config.num_heads)
+        batch, length = _shape_of_inputs(input_ids, inputs_embeds)
+        mask = AttentionMask.of(attention_mask, batch, length, past, self.wte.weight.device)
+        if position_ids is None:
+            check_length(past + length, config.max_position_embeddings, past)
+            _warn_of_left_padding(attention_mask)
+            position_ids = torch.arange(past, past + length, device=mask.device)
+        x = self._embed(input_ids, inputs_embeds, token_type_ids, position_ids, batch, length)  # (B, T, C)
 
         hidden_states, attentions = [], []
         for index, block in enumerate(self.h):
@@ -232,7 +239,7 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
                 hidden_states.append(x)
             inputs = (x, mask, layers[index] if layers else None, head_masks[index], output_attentions)
             if self.gradient_checkpointing and self.training:
-                x, weights = self.gradient_checkpointing(block, *inputs)
+                x, weights = self.gradient_checkpointing(_run_again, block, *inputs)
             else:
                 x, weights = block(*inputs)
             attentions.append(weights)
@@ -259,33 +266,49 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
         input_ids: Tensor | None,
         inputs_embeds: Tensor | None,
         token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        past: int,
+        position_ids: Tensor,
+        batch: int,
+        length: int,
     ) -> Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass input_ids or inputs_embeds, one of the two.")
+        vocabulary = self.wte.num_embeddings
+        check_positions(position_ids, self.wpe.num_embeddings, batch, length)
         if input_ids is not None:
-            input_ids = input_ids.reshape(-1, input_ids.shape[-1])
-            batch, length = input_ids.shape
-        elif inputs_embeds is not None:
-            batch, length = inputs_embeds.shape[:2]
-        positions = self.config.max_position_embeddings
-        if position_ids is None:
-            check_length(past + length, positions, past)
-            _warn_of_left_padding(attention_mask)
-            position_ids = torch.arange(past, past + length, device=self.wpe.weight.device)
-        else:
-            check_token_ids(position_ids, positions, "position_ids")
-        if input_ids is not None:
-            check_token_ids(input_ids, self.wte.num_embeddings)
-            inputs_embeds = self.wte(input_ids)
-        x = inputs_embeds + self.wpe(position_ids).view(-1, length, self.embed_dim)
+            check_token_ids(input_ids, vocabulary)
+            inputs_embeds = self.wte(input_ids.reshape(batch, length))
+        x = inputs_embeds + self.wpe(position_ids.reshape(-1, length))
         if token_type_ids is not None:
-            check_token_ids(token_type_ids, self.wte.num_embeddings, "token_type_ids")
+            if token_type_ids.numel() != batch * length:
+                raise ValueError(
+                    f"token_type_ids must have the shape of the input, {(batch, length)}; "
+                    f"got {tuple(token_type_ids.shape)}."
+                )
+            check_token_ids(token_type_ids, vocabulary, "token_type_ids")
             x = x + self.wte(token_type_ids.reshape(batch, length))
         out: Tensor = self.drop(x)
         return out
+
+
+def _shape_of_inputs(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
+    """(B, T); axes before the last are the batch, as documented."""
+    if input_ids is not None and inputs_embeds is None:
+        return math.prod(input_ids.shape[:-1]), input_ids.shape[-1]
+    if inputs_embeds is not None and input_ids is None:
+        return inputs_embeds.shape[0], inputs_embeds.shape[1]
+    got = "neither" if input_ids is None else "both"
+    raise ValueError(f"The input is input_ids or inputs_embeds, one of the two; got {got}. Pass one of them.")
+
+
+def _run_again(
+    block: GPTNeoBlock,
+    x: Tensor,
+    mask: AttentionMask,
+    cache: LayerCache | None,
+    head_mask: Tensor | None,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """A block as gradient checkpointing runs it, twice: each time from the same past."""
+    out: tuple[Tensor, Tensor | None] = block(x, mask, cache.fork() if cache else None, head_mask, need_weights)
+    return out
 
 
 def _warn_of_left_padding(attention_mask: Tensor | None) -> None:
@@ -295,7 +318,7 @@ def _warn_of_left_padding(attention_mask: Tensor | None) -> None:
     warnings.warn(
         "The batch is padded on the left but position_ids were not given, so padding counts as positions. Pass "
         "position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0), or use generate(), which does.",
-        stacklevel=4,
+        stacklevel=3,
     )
 
 

@@ -1,0 +1,121 @@
+"""The command line, as a person and as a program meets it."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import triptych
+from triptych import cli
+
+TRIPTYCH = str(Path(sys.executable).parent / "triptych")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`run(*ARGUMENTS)` does what `triptych ARGUMENTS` does, and gives back what it wrote to stdout and stderr."""
+
+    def run(*arguments, stdin="", code=0):
+        monkeypatch.setattr(sys, "argv", ["triptych", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            cli.main()
+            got = 0
+        except SystemExit as done:
+            got = done.code or 0
+        written = capsys.readouterr()
+        assert got == code, written.err
+        return written
+
+    return run
+
+
+def test_generate_continues_the_prompt_and_the_same_seed_writes_the_same_text(run):
+    first = run("generate", "Once upon a time", "-n", 12, "--seed", 3).out
+    assert first.startswith("Once upon a time")
+    assert len(first.strip()) > len("Once upon a time")
+    assert run("generate", "Once upon a time", "-n", 12, "--seed", 3).out == first
+
+
+def test_a_prompt_comes_through_a_pipe_and_json_says_the_same_as_the_text(run):
+    text = run("generate", "--greedy", "-n", 8, stdin="The old man\n").out
+    facts = json.loads(run("generate", "--greedy", "-n", 8, "--json", stdin="The old man\n").out)
+    assert facts["prompt"] == "The old man"
+    assert facts["model"] == "triptych/tales-neo"
+    assert facts["new_tokens"] == 8
+    assert facts["seed"] is None
+    assert text.strip() == (facts["prompt"] + facts["completions"][0]).strip()
+
+
+def test_several_samples_of_one_seed_differ_from_each_other(run):
+    facts = json.loads(run("generate", "The sea", "-n", 12, "--samples", 3, "--seed", 1, "--json").out)
+    assert len(set(facts["completions"])) == 3
+
+
+def test_writing_stops_after_a_stop_text(run):
+    facts = json.loads(run("generate", "He said", "-n", 60, "--seed", 0, "--stop", "e", "--json").out)
+    assert "e" in facts["completions"][0]
+    assert facts["new_tokens"] < 60
+
+
+def test_inspect_tells_the_facts_of_the_model_in_the_box(run):
+    facts = json.loads(run("inspect", "--json").out)
+    assert facts["family"] == "gpt_neo"
+    assert facts["architectures"] == ["GPTNeoForCausalLM"]
+    assert facts["dtypes"] == ["float16"]
+    folder = Path(facts["folder"])
+    assert facts["files"] == {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert sum(facts["files"].values()) < 10e6
+    shown = run("inspect").out
+    assert f"{facts['parameters']:,}" in shown
+    assert "model.safetensors" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("generate", "Hi", "--model", "no/such/model/here"), 1, "no/such/model/here"),
+        (("generate", "Hi", "--temperature", "-1"), 1, "temperature"),
+        (("generate", "Hi", "--top-p", "1.5"), 1, "top_p"),
+        (("generate", "Hi", "-n", "100000"), 1, "100"),
+        (("generate", "Hi", "-n", "0"), 2, "max-new-tokens"),
+        (("generate", "Hi", "--dtype", "float3"), 1, "float3"),
+        (("generate", "Hi", "--device", "gpu9"), 2, "gpu9"),
+        (("generate", ""), 2, "empty"),
+        (("generate", "Hi", "--colour", "red"), 2, "--colour"),
+        (("inspect", "/no/such/folder"), 1, "/no/such/folder"),
+        (("paint",), 2, "paint"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_no_traceback(run, arguments, code, words):
+    done = run(*arguments, code=code)
+    assert words in done.err
+    assert "Traceback" not in done.err
+    if code == 1:
+        assert done.err.count("\n") == 1
+
+
+def test_the_version_is_told(run):
+    assert run("--version").out == f"triptych {triptych.__version__}\n"
+
+
+def test_help_loads_no_framework():
+    script = (
+        "import sys; from triptych.cli import app\n"
+        "try: app(['generate', '--help'])\n"
+        "except SystemExit: print('LOADED', *sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "Continue a prompt" in out
+    loaded = out.partition("LOADED")[2].split()
+    assert {"torch", "numpy", "huggingface_hub", "tokenizers"}.isdisjoint(loaded)
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"{TRIPTYCH} generate 'Once upon a time' -n 40 --seed 1 | head -c 5"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == "Once "
+    assert not done.stderr

@@ -1,0 +1,286 @@
+"""What `generate` says to bad input: before any work, naming the option or id, with a remedy."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from triptych.errors import GenerationWarning, SequenceTooLongError, TokenIdError, UnknownOptionError
+from triptych.generation.configuration import GenerationConfig
+from triptych.generation.logits_torch import LogitsProcessor, RepetitionPenaltyLogitsProcessor
+from triptych.generation.stopping_torch import MaxLengthCriteria
+from triptych.generation.streamers import TextIteratorStreamer
+from triptych.models.gpt_neo.configuration import GPTNeoConfig
+from triptych.models.gpt_neo.modeling_torch import GPTNeoForCausalLM, GPTNeoForTokenClassification
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+CONFIG: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 8,
+    "num_layers": 1,
+    "attention_types": [[["global"], 1]],
+    "num_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def model() -> GPTNeoForCausalLM:
+    torch.manual_seed(0)
+    return GPTNeoForCausalLM(GPTNeoConfig(**CONFIG)).eval()
+
+
+@pytest.fixture
+def idle_model(model: GPTNeoForCausalLM) -> GPTNeoForCausalLM:
+    """A model that must not be run."""
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("the model was run")
+
+    model.transformer.register_forward_pre_hook(refuse)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"max_new_token": 3}, UnknownOptionError, "'max_new_token'.*did you mean 'max_new_tokens'"),
+        ({"head_masks": 3, "zzz": 1}, UnknownOptionError, "'head_masks', 'zzz'.*did you mean 'head_mask'"),
+        ({"do_sample": True, "temperature": 0.0}, ValueError, "temperature must be a number above 0.*do_sample=False"),
+        ({"do_sample": True, "temperature": -1.0}, ValueError, "temperature"),
+        ({"do_sample": True, "top_p": 1.5}, ValueError, "top_p"),
+        ({"do_sample": True, "top_p": -0.5}, ValueError, "top_p"),
+        ({"do_sample": True, "top_k": -1}, ValueError, "top_k must be an int of at least 1; got -1"),
+        ({"do_sample": True, "typical_p": 2.0}, ValueError, "typical_p"),
+        ({"repetition_penalty": -1.0}, ValueError, "repetition_penalty"),
+        ({"no_repeat_ngram_size": -2}, ValueError, "no_repeat_ngram_size"),
+        ({"num_return_sequences": 2}, ValueError, "num_return_sequences must be 1.*do_sample=True"),
+        ({"num_return_sequences": 0, "do_sample": True}, ValueError, "num_return_sequences"),
+        ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be an int of at least 1; got 0"),
+        ({"max_new_tokens": 2.5}, ValueError, "max_new_tokens"),
+        ({"max_length": "9"}, ValueError, "max_length must be an int of at least 1; got '9'"),
+        ({"max_length": 4}, ValueError, "max_length=4 counts the prompt, which has 4 tokens.*max_new_tokens"),
+        ({"attention_mask": torch.ones(1, 3)}, ValueError, r"attention_mask must have .*\(1, 4\); got \(1, 3\)"),
+        ({"attention_mask": torch.zeros(1, 4)}, ValueError, "row 0 is all padding"),
+        ({"position_ids": torch.zeros(1, 2)}, ValueError, "position_ids"),
+        ({"input_ids": IDS}, ValueError, "inputs and input_ids"),
+        ({"stop_strings": "x"}, ValueError, "tokenizer="),
+        ({"stop_strings": "", "tokenizer": object()}, ValueError, "stop_strings"),
+        ({"suppress_tokens": [3, 97]}, TokenIdError, "suppress_tokens.*0 to 96.*got 97"),
+        ({"bad_words_ids": [[3], [4, 200]]}, TokenIdError, "bad_words_ids.*200"),
+        ({"sequence_bias": {(5, 98): 1.0}}, TokenIdError, "sequence_bias.*98"),
+        ({"forced_eos_token_id": [-3]}, TokenIdError, "forced_eos_token_id.*-3"),
+        ({"min_length": 6, "eos_token_id": 500}, TokenIdError, "eos_token_id.*500"),
+        ({"exponential_decay_length_penalty": (3, 1.1), "eos_token_id": None}, ValueError, "eos_token_id"),
+        ({"inputs_embeds": torch.zeros(2, 3, 8)}, ValueError, "inputs_embeds"),
+        ({"max_time": -1.0}, ValueError, "max_time"),
+        ({"num_beams": 4}, ValueError, "greedy decoding and sampling; beam search is not supported yet.*num_beams"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, ValueError, "contrastive search is not supported.*penalty_alpha"),
+        ({"constraints": [1], "num_beams": 2}, ValueError, "constrained search"),
+        ({"force_words_ids": [[1]]}, ValueError, "constrained search"),
+        ({"prompt_lookup_num_tokens": 3}, ValueError, "prompt lookup"),
+        ({"guidance_scale": 1.5}, ValueError, "classifier-free guidance"),
+        ({"assistant_model": object()}, ValueError, "assisted generation.*assistant_model"),
+        ({"negative_prompt_ids": IDS}, ValueError, "negative_prompt_ids"),
+        ({"synced_gpus": True}, ValueError, "synced_gpus"),
+        ({"logits_processor": [RepetitionPenaltyLogitsProcessor(2)], "repetition_penalty": 1.5}, ValueError, "already"),
+        ({"stopping_criteria": [MaxLengthCriteria(9)]}, ValueError, "stopping_criteria.*already"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be_met_are_refused_before_any_work(
+    idle_model: GPTNeoForCausalLM, options: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        idle_model.generate(IDS, **({"max_new_tokens": 3} if "max_length" not in options else {}) | options)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "says"),
+    [
+        (torch.tensor([[5, 6], [7, 97]]), TokenIdError, "97 tokens; got 97 in row 1 at place 1.*resize_token_embed"),
+        (torch.tensor([[-1]]), TokenIdError, "got -1 in row 0"),
+        (torch.zeros(1, 0, dtype=torch.long), ValueError, "at least one token"),
+        (torch.zeros(0, 3, dtype=torch.long), ValueError, "at least one token"),
+        (torch.tensor([5, 6]), ValueError, "unsqueeze"),
+        (torch.tensor([[5.0, 6.0]]), TypeError, "inputs_embeds"),
+        ([[5, 6]], TypeError, "got list.*return_tensors"),
+        ({"input_ids": IDS}, TypeError, r"generate\(\*\*encoding\)"),
+    ],
+)  # fmt: skip
+def test_prompts_that_are_none_are_refused(
+    idle_model: GPTNeoForCausalLM, prompt: Any, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        idle_model.generate(prompt, max_new_tokens=3)
+
+
+def test_without_a_prompt_and_without_bos_there_is_nothing_to_start_from(idle_model: GPTNeoForCausalLM) -> None:
+    with pytest.raises(ValueError, match="bos_token_id"):
+        idle_model.generate(max_new_tokens=3, bos_token_id=None)
+
+
+def test_a_model_without_a_head_cannot_generate() -> None:
+    model = GPTNeoForTokenClassification(GPTNeoConfig(**CONFIG))
+    with pytest.raises(TypeError, match="GPTNeoForTokenClassification has no language model head"):
+        model.generate(IDS)
+
+
+def test_a_cache_must_be_shorter_than_its_prompt(model: GPTNeoForCausalLM) -> None:
+    with torch.no_grad():
+        past = model(IDS, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="1 rows and 4 tokens"):
+        model.generate(IDS[:, 3:], past_key_values=past, max_new_tokens=3)
+    with pytest.raises(ValueError, match="inputs_embeds"):
+        model.generate(inputs_embeds=torch.zeros(1, 6, 8), past_key_values=past, max_new_tokens=3)
+
+
+# -- lengths -------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_position_is_used_and_not_exceeded(model: GPTNeoForCausalLM) -> None:
+    prompt = torch.arange(3, 63)[None]
+    assert model.generate(prompt, max_new_tokens=5, eos_token_id=None).shape == (1, 65)
+    with pytest.raises(
+        SequenceTooLongError, match=r"64 positions but the prompt of 60 tokens and 6 new ones need 65.*max_new_tokens=5"
+    ):
+        model.generate(prompt, max_new_tokens=6)
+    with pytest.raises(SequenceTooLongError, match="max_length=65"):
+        model.generate(prompt, max_length=66)
+    with pytest.raises(SequenceTooLongError, match="64 positions but the prompt alone needs 70"):
+        model.generate(torch.ones(1, 70, dtype=torch.long), max_new_tokens=1)
+
+
+def test_a_length_that_nobody_asked_for_stops_at_the_positions_with_a_warning(model: GPTNeoForCausalLM) -> None:
+    model.generation_config = GenerationConfig(max_length=500)
+    with pytest.warns(GenerationWarning, match="stops after 61 new tokens"):
+        assert model.generate(IDS).shape == (1, 65)
+
+
+def test_the_default_length_is_said_and_gives_a_long_prompt_one_token(model: GPTNeoForCausalLM) -> None:
+    with pytest.warns(GenerationWarning, match="max_length=20"):
+        assert model.generate(IDS).shape == (1, 20)
+    with pytest.warns(GenerationWarning, match="max_length=20"):
+        assert model.generate(IDS, max_length=None).shape == (1, 20)
+    with pytest.warns(GenerationWarning, match="One token is generated"):
+        assert model.generate(torch.arange(3, 33)[None]).shape == (1, 31)
+
+
+def test_two_lengths_and_a_minimum_above_the_maximum_are_said(model: GPTNeoForCausalLM) -> None:
+    with pytest.warns(GenerationWarning, match="max_new_tokens holds"):
+        assert model.generate(IDS, max_length=30, max_new_tokens=2).shape == (1, 6)
+    with pytest.warns(GenerationWarning, match="shortest text allowed has 34 tokens"):
+        assert model.generate(IDS, min_new_tokens=30, max_new_tokens=2).shape == (1, 6)
+
+
+# -- padding -------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_without_a_pad_token_is_filled_with_the_first_end_and_says_so(model: GPTNeoForCausalLM) -> None:
+    first = int(model.generate(IDS, max_new_tokens=1)[0, -1])
+    both = torch.cat((IDS, torch.tensor([[9, 3, 60, 44]])))
+    ends = [first, 96]
+    with pytest.warns(GenerationWarning, match=f"eos_token_id={first}"):
+        ids = model.generate(both, max_new_tokens=4, eos_token_id=ends)
+    assert set(ids[0, 4:].tolist()) == {first}
+
+
+def test_a_batch_that_ends_by_text_needs_a_pad_token(idle_model: GPTNeoForCausalLM) -> None:
+    options = {"stop_strings": "x", "tokenizer": object(), "eos_token_id": None, "max_new_tokens": 2}
+    with pytest.raises(ValueError, match="pad_token_id"):
+        idle_model.generate(IDS.repeat(2, 1), **options)
+    with pytest.raises(ValueError, match=r"pad_token_id must be from 0 to 96.*got -1"):
+        idle_model.generate(IDS.repeat(2, 1), pad_token_id=-1, **options)
+
+
+def test_right_padding_is_said(model: GPTNeoForCausalLM) -> None:
+    with pytest.warns(GenerationWarning, match="padding_side = 'left'"):
+        model.generate(torch.tensor([[5, 6], [7, 0]]), pad_token_id=0, max_new_tokens=2)
+
+
+def test_an_end_token_in_the_prompt_is_no_padding(model: GPTNeoForCausalLM) -> None:
+    prompt = torch.tensor([[2, 5, 2, 6]])
+    attended = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3)
+    for ends in (2, [2, 96]):
+        ids = model.generate(prompt, pad_token_id=2, eos_token_id=ends, max_new_tokens=3)
+        assert ids.tolist() == attended[:, : ids.shape[1]].tolist()
+
+
+# -- what fails on the way -----------------------------------------------------------------------------------------
+
+
+class Failing(LogitsProcessor):
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        raise OSError("out of luck")
+
+
+class Broken(LogitsProcessor):
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores * float("nan")
+
+
+def test_scores_that_cannot_be_drawn_from_are_said(model: GPTNeoForCausalLM) -> None:
+    with pytest.raises(ValueError, match="remove_invalid_values=True"):
+        model.generate(IDS, do_sample=True, logits_processor=[Broken()], max_new_tokens=2)
+
+
+class Counting:
+    """A streamer that counts."""
+
+    def __init__(self) -> None:
+        self.puts, self.ends = 0, 0
+
+    def put(self, value: Tensor) -> None:
+        self.puts += 1
+
+    def end(self) -> None:
+        self.ends += 1
+
+
+def test_the_streamer_is_ended_once_whatever_happens(model: GPTNeoForCausalLM) -> None:
+    streamer = Counting()
+    model.generate(IDS, max_new_tokens=3, eos_token_id=None, streamer=streamer)
+    assert (streamer.puts, streamer.ends) == (4, 1)
+    for options in ({"logits_processor": [Failing()]}, {"num_beams": 3}, {"typo": 1}):
+        with pytest.raises((OSError, ValueError)):
+            model.generate(IDS, max_new_tokens=3, streamer=streamer, **options)
+    assert streamer.ends == 4
+
+
+def test_the_iterator_ends_when_the_generating_thread_fails(model: GPTNeoForCausalLM) -> None:
+    class Tokenizer:
+        def decode(self, ids: list[int]) -> str:
+            return "x" * len(ids)
+
+    streamer = TextIteratorStreamer(Tokenizer(), timeout=30)
+    failures: queue.Queue[BaseException] = queue.Queue()
+
+    def work() -> None:
+        try:
+            model.generate(IDS, max_new_tokens=3, streamer=streamer, logits_processor=[Failing()])
+        except OSError as error:
+            failures.put(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert "".join(streamer) == "xxxx"
+    thread.join()
+    assert str(failures.get_nowait()) == "out of luck"
+
+
+def test_a_constraint_that_allows_nothing_is_said(model: GPTNeoForCausalLM) -> None:
+    with pytest.raises(ValueError, match=r"prefix_allowed_tokens_fn must name at least one.*row 0 after 4 tokens"):
+        model.generate(IDS, prefix_allowed_tokens_fn=lambda row, ids: [], max_new_tokens=2)
