@@ -103,7 +103,8 @@ class PretrainedConfig:
         for name, default in fields.items():
             if name not in ("id2label", "label2id"):
                 setattr(self, name, kwargs.pop(name, copy.copy(default)))
-        self.pruned_heads = {int(layer): sorted(heads) for layer, heads in self.pruned_heads.items()}
+        pruned: dict[Any, list[int]] = vars(self)["pruned_heads"]  # JSON turns the layers into text
+        self.pruned_heads = {int(layer): sorted(heads) for layer, heads in pruned.items()}
         self._set_labels(num_labels, kwargs.pop("id2label", None), kwargs.pop("label2id", None))
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {self.problem_type!r}.")
@@ -152,11 +153,20 @@ class PretrainedConfig:
 
     @property
     def torch_dtype(self) -> Any:
-        """The dtype the weights were saved in: a torch.dtype where torch is installed, else its name."""
+        """The dtype the weights were saved in: a torch.dtype where torch is installed, else its name.
+
+        Raises: ValueError when torch has no dtype of that name.
+        """
         name = self.__dict__.get("_torch_dtype")
         if name is None or not frameworks.is_available("torch"):
             return name
-        return getattr(frameworks.load("torch"), name)
+        torch = frameworks.load("torch")
+        dtype = getattr(torch, name, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(
+                f"torch_dtype must name a dtype of torch, such as 'float16'; got {name!r}. Correct config.json."
+            )
+        return dtype
 
     @torch_dtype.setter
     def torch_dtype(self, value: Any) -> None:
@@ -280,7 +290,7 @@ class PretrainedConfig:
 
     def __eq__(self, other: object) -> bool:
         """Equal when of one class and alike in every field."""
-        return type(self) is type(other) and self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -31,8 +31,8 @@ DTYPES = {
 }
 
 
-# Numbers that are cast together: large enough to be quick, small beside any model.
-CAST_AT_ONCE = 2**21
+# What is read at once to be cast: it stays in the processor's cache, and is small beside any model.
+BUFFER_BYTES = 2**20
 
 
 class SafetensorsFile:
@@ -41,6 +41,7 @@ class SafetensorsFile:
     def __init__(self, path: Path, framework: str) -> None:
         self.path = path
         self.framework = framework
+        self._buffer: Any = None
         try:
             self._map: Any = safe_open(str(path), framework=framework)
             self._file = path.open("rb", buffering=0)
@@ -75,10 +76,13 @@ class SafetensorsFile:
         if tensor.dtype == stored:
             self._read_into(tensor, name)
             return tensor
-        for part in tensor.reshape(-1).split(CAST_AT_ONCE):
-            raw = torch.empty(part.shape, dtype=stored, device="cpu")
-            self._read_into(raw, name)
-            part.copy_(raw)
+        # One buffer for the whole file: buffers made and freed between the tensors would leave holes in the heap.
+        if self._buffer is None:
+            self._buffer = torch.empty(BUFFER_BYTES, dtype=torch.uint8, device="cpu")
+        raw = self._buffer.view(stored)
+        for part in tensor.reshape(-1).split(len(raw)):
+            self._read_into(raw[: part.numel()], name)
+            part.copy_(raw[: part.numel()])
         return tensor
 
     def _read_into(self, tensor: Any, name: str) -> None:
@@ -94,6 +98,7 @@ class SafetensorsFile:
         """Let go of the file; tensors that were read stay valid."""
         self._map.__exit__(None, None, None)
         self._file.close()
+        self._buffer = None
 
 
 def open_file(path: Path, framework: str) -> SafetensorsFile:

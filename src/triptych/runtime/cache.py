@@ -92,13 +92,11 @@ class LayerCache:
         if capacity > self._reserve:
             capacity += max(64, capacity // 2)
         start = needed - key.shape[2]
-        made = []
-        for old, new in ((self._buffer and self._buffer.keys, key), (self._buffer and self._buffer.values, value)):
-            room = new.new_empty((*new.shape[:2], capacity, new.shape[3]))
-            if old is not None and start:
-                room[:, :, :start] = old[:, :, :start]
-            made.append(room)
-        return _Buffer(*made, used=start)
+        keys, values = (new.new_empty((*new.shape[:2], capacity, new.shape[3])) for new in (key, value))
+        if self._buffer is not None and start:
+            keys[:, :, :start] = self._buffer.keys[:, :, :start]
+            values[:, :, :start] = self._buffer.values[:, :, :start]
+        return _Buffer(keys, values, used=start)
 
 
 def _check_past(past: Tensor, new: Tensor) -> None:
@@ -127,7 +125,7 @@ class KeyValueCache(tuple[Pair, ...]):
     def of_layers(cls, layers: Iterable[LayerCache]) -> Self:
         """What the layers have seen by now."""
         layers = list(layers)
-        cache = cls(layer.pair() for layer in layers)
+        cache = cls([layer.pair() for layer in layers])  # a list: torch.compile cannot follow a generator here
         cache._layers = layers
         return cache
 
