@@ -55,6 +55,13 @@ def test_the_files_are_those_of_the_reference(folder, model, tmp_path, case, opt
     assert same_weights(GPTNeoForCausalLM.from_pretrained(tmp_path, variant=options.get("variant")), model)
 
 
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}, {"safe_serialization": False}])
+def test_whoever_may_read_the_configuration_may_read_the_weights(model, tmp_path, options):
+    model.save_pretrained(tmp_path, **options)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert set(modes.values()) == {modes["config.json"]}
+
+
 def test_half_precision_and_a_bare_model_come_back(model, tmp_path):
     model.half().save_pretrained(tmp_path / "half")
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "float16"

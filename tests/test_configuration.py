@@ -276,6 +276,12 @@ def test_the_dtype_is_a_torch_dtype_and_a_name_in_the_file(dtype):
     assert json.loads(config.to_json_string())["torch_dtype"] == "float16"
 
 
+def test_a_dtype_that_torch_does_not_have_is_refused_when_asked_for():
+    config = GPTNeoConfig.from_dict({"torch_dtype": "float33"})
+    with pytest.raises(ValueError, match=r"torch_dtype must name a dtype of torch, .*; got 'float33'"):
+        _ = config.torch_dtype
+
+
 def test_use_return_dict_follows_its_fields():
     assert GPTNeoConfig().use_return_dict
     assert not GPTNeoConfig(return_dict=False).use_return_dict

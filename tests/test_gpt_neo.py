@@ -474,11 +474,24 @@ def test_a_small_model_learns_a_text_by_heart():
     assert loss.item() < 0.2 < math.log(31)
 
 
-def test_a_compiled_graph_of_the_forward_pass_has_no_break():
+def test_the_model_can_be_exported():
     model, ids = make(GPTNeoModel), tokens()
     traced = torch.export.export(copy.deepcopy(model), (ids,), {"use_cache": False}, strict=False).module()
     with torch.no_grad():
         assert gap(traced(ids, use_cache=False).last_hidden_state, model(ids).last_hidden_state) <= TOLERANCE
+
+
+def test_training_and_decoding_compile_into_one_graph():
+    """`fullgraph` raises at the first line that would break it; the backend runs the graph as it is."""
+    model, ids = make(num_layers=1, attention_types=[[["local"], 1]]), tokens()
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
+    assert gap(compiled(ids, labels=ids).loss, model(ids, labels=ids).loss) <= TOLERANCE
+    with torch.no_grad():
+        cache = model.new_cache(2, 20)
+        for token in ids[:, :3].split(1, dim=1):
+            output = compiled(token, past_key_values=cache)
+            cache = output.past_key_values
+        assert gap(output.logits[:, -1], model(ids).logits[:, 2]) <= TOLERANCE
 
 
 def test_the_language_model_head_is_not_run_on_positions_that_decoding_does_not_need():

@@ -41,7 +41,8 @@ def test_the_list_of_public_names_is_sorted_and_every_name_is_there():
     assert modules == sorted(modules)
     assert sorted(triptych.__all__) == sorted(listed)
     assert len(set(listed)) == len(listed)
-    for name in triptych.__all__:
+    old_names = {"GreedySearchDecoderOnlyOutput", "SampleDecoderOnlyOutput"}
+    for name in set(triptych.__all__) - old_names:
         assert getattr(triptych, name).__name__ == name
 
 
@@ -50,7 +51,7 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = triptych.GPT5
 
 
-@pytest.mark.parametrize("name", triptych.__all__)
+@pytest.mark.parametrize("name", sorted(set(triptych.__all__) - {"AddedToken"}))  # that one is tokenizers' own
 def test_a_class_is_found_in_one_guess(name):
     """The prefix picks the folder, TF or Flax the suffix, and the role the stem."""
     path = Path(sys.modules[getattr(triptych, name).__module__].__file__).relative_to(PACKAGE)

@@ -10,7 +10,53 @@ from .auto import (
 )
 from .configuration import PretrainedConfig as PretrainedConfig
 from .generation.configuration import GenerationConfig as GenerationConfig
-from .generation.streamers import TextIteratorStreamer as TextIteratorStreamer, TextStreamer as TextStreamer
+from .generation.logits_torch import (
+    EncoderNoRepeatNGramLogitsProcessor as EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor as EncoderRepetitionPenaltyLogitsProcessor,
+    ExponentialDecayLengthPenalty as ExponentialDecayLengthPenalty,
+    ForcedBOSTokenLogitsProcessor as ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor as ForcedEOSTokenLogitsProcessor,
+    ForceTokensLogitsProcessor as ForceTokensLogitsProcessor,
+    InfNanRemoveLogitsProcessor as InfNanRemoveLogitsProcessor,
+    LogitNormalization as LogitNormalization,
+    LogitsProcessor as LogitsProcessor,
+    LogitsProcessorList as LogitsProcessorList,
+    LogitsWarper as LogitsWarper,
+    MinLengthLogitsProcessor as MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor as MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor as NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor as NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor as PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor as RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor as SequenceBiasLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor as SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor as SuppressTokensLogitsProcessor,
+)
+from .generation.outputs import (
+    GenerateDecoderOnlyOutput as GenerateDecoderOnlyOutput,
+    GreedySearchDecoderOnlyOutput as GreedySearchDecoderOnlyOutput,
+    SampleDecoderOnlyOutput as SampleDecoderOnlyOutput,
+)
+from .generation.stopping_torch import (
+    MaxLengthCriteria as MaxLengthCriteria,
+    MaxTimeCriteria as MaxTimeCriteria,
+    StoppingCriteria as StoppingCriteria,
+    StoppingCriteriaList as StoppingCriteriaList,
+    StopStringCriteria as StopStringCriteria,
+)
+from .generation.streamers import (
+    BaseStreamer as BaseStreamer,
+    TextIteratorStreamer as TextIteratorStreamer,
+    TextStreamer as TextStreamer,
+)
+from .generation.warpers_torch import (
+    EpsilonLogitsWarper as EpsilonLogitsWarper,
+    EtaLogitsWarper as EtaLogitsWarper,
+    TemperatureLogitsWarper as TemperatureLogitsWarper,
+    TopKLogitsWarper as TopKLogitsWarper,
+    TopPLogitsWarper as TopPLogitsWarper,
+    TypicalLogitsWarper as TypicalLogitsWarper,
+)
 from .modeling_torch import PreTrainedModel as PreTrainedModel
 from .models.gpt2.tokenization import GPT2Tokenizer as GPT2Tokenizer
 from .models.gpt2.tokenization_fast import GPT2TokenizerFast as GPT2TokenizerFast
@@ -23,5 +69,19 @@ from .models.gpt_neo.modeling_torch import (
     GPTNeoModel as GPTNeoModel,
     GPTNeoPreTrainedModel as GPTNeoPreTrainedModel,
 )
+from .outputs import (
+    BaseModelOutputWithPast as BaseModelOutputWithPast,
+    BaseModelOutputWithPastAndCrossAttentions as BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions as CausalLMOutputWithCrossAttentions,
+    ModelOutput as ModelOutput,
+    QuestionAnsweringModelOutput as QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast as SequenceClassifierOutputWithPast,
+    TokenClassifierOutput as TokenClassifierOutput,
+)
+from .tokenization.added_tokens import AddedToken as AddedToken
+from .tokenization.base import PreTrainedTokenizerBase as PreTrainedTokenizerBase
+from .tokenization.batch_encoding import BatchEncoding as BatchEncoding
+from .tokenization.fast import PreTrainedTokenizerFast as PreTrainedTokenizerFast
+from .tokenization.slow import PreTrainedTokenizer as PreTrainedTokenizer
 
 __version__: str

@@ -66,7 +66,10 @@ class PreTrainedModel(nn.Module):
     def post_init(self) -> None:
         """Initialise the weights, take away pruned heads and tie what is tied. Called at the end of constructors."""
         if next(self.parameters()).device.type != "meta":
-            self.init_weights()
+            done = set() if self.base_model is self else set(self.base_model.modules())  # by its own constructor
+            for module in self.modules():
+                if module not in done:
+                    self._init_weights(module)
         if self.config.pruned_heads:
             self._prune(self.config.pruned_heads)
         self.tie_weights()

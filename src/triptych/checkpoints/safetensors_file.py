@@ -117,7 +117,10 @@ def write_file(tensors: Mapping[str, Any], path: Path) -> None:
     frameworks.load("torch")
     from safetensors.torch import save_file
 
+    path.touch()
+    usual = path.stat().st_mode
     save_file(dict(tensors), str(path), metadata={"format": "pt"})
+    path.chmod(usual)  # safetensors leaves the file to its owner alone
 
 
 def _damage(path: Path, error: Exception) -> str:

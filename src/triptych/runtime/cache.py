@@ -31,7 +31,7 @@ class _Buffer:
         return (
             start == self.used
             and stop <= self.keys.shape[2]
-            and (torch.is_inference_mode_enabled() or not self.keys.is_inference())
+            and (torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not self.keys.is_inference())
         )
 
 
