@@ -8,7 +8,7 @@ tokenizer.json           everything, for the engine of the fast tokenizers
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +49,12 @@ def load(cls: "type[T]", name: str | os.PathLike[str], init_inputs: Iterable[Any
     where = hub.pop_options(kwargs)
     if Path(name).is_file():
         return _from_one_file(cls, Path(name), init_inputs, kwargs)
+    vocabulary = _vocabulary(cls, name, kwargs.keys(), where)
     found = {
         filename: path
-        for filename in dict.fromkeys((*cls.vocab_files_names.values(), CONFIG, SPECIAL, ADDED))
+        for filename in (CONFIG, SPECIAL, ADDED)
         if (path := hub.resolve_file(name, filename, required=False, **where)) is not None
     }
-    vocabulary = {
-        argument: str(found[filename]) for argument, filename in cls.vocab_files_names.items() if filename in found
-    }
-    _check_vocabulary(cls, name, vocabulary.keys() | kwargs.keys(), where)
     options = _options(found, kwargs)
     options = {**vocabulary, **options, **kwargs, "name_or_path": os.fspath(name)}
     _give_flags(options)
@@ -76,25 +73,21 @@ def _from_one_file(cls: "type[T]", path: Path, init_inputs: Iterable[Any], kwarg
     return cls(*init_inputs, **{arguments.pop(): str(path)}, **kwargs, name_or_path=os.fspath(path))
 
 
-def _check_vocabulary(
-    cls: "type[PreTrainedTokenizerBase]", name: Any, given: Iterable[str], where: hub.HubOptions
-) -> None:
-    """All vocabulary files, or tokenizer.json alone where the class reads it."""
-    given = set(given)
-    missing = [n for argument, n in cls.vocab_files_names.items() if argument not in given and n != BACKEND]
-    if "tokenizer_file" in given and "tokenizer_file" in cls.vocab_files_names:
-        return
-    if missing or not given & cls.vocab_files_names.keys():
-        names = missing or [BACKEND]
-        other = f" (or {BACKEND})" if missing and "tokenizer_file" in cls.vocab_files_names else ""
-        there = hub.local_folder(name, where["subfolder"])
-        if there is None:
-            hub.resolve_file(name, names[0], **where)  # says why the hub did not give it
-        holds = hub.listing(there) if there is not None else f"no {names[0]}"
-        raise MissingFileError(
-            f"{cls.__name__} needs {' and '.join(names)}{other}, and {there or name} holds {holds}. "
-            "Give the folder of a tokenizer of this kind."
-        )
+def _vocabulary(
+    cls: "type[PreTrainedTokenizerBase]", name: Any, given: Container[str], where: hub.HubOptions
+) -> dict[str, str]:
+    """The constructor's arguments for the vocabulary: tokenizer.json where the class reads it, else all other files."""
+    names = {argument: filename for argument, filename in cls.vocab_files_names.items() if argument not in given}
+    backend = names.pop("tokenizer_file", None)
+    if backend is not None:
+        path = hub.resolve_file(name, backend, required=not names, **where)
+        if path is not None:
+            return {"tokenizer_file": str(path)}
+    try:
+        return {argument: str(hub.resolve_file(name, filename, **where)) for argument, filename in names.items()}
+    except MissingFileError as error:
+        other = f", or {backend}" if backend is not None else ""
+        raise MissingFileError(f"{cls.__name__} needs {' and '.join(names.values())}{other}. {error}") from error
 
 
 def _options(found: Mapping[str, Path], overrides: Mapping[str, Any]) -> dict[str, Any]:

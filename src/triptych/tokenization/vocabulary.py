@@ -47,7 +47,7 @@ def read_merges(path: str | os.PathLike[str], vocabulary: Mapping[str, int]) -> 
         raise InvalidFileError(f"{os.fspath(path)} must be UTF-8: {error}. Fetch the file again.") from error
     if lines[0].startswith("#version"):
         lines[0] = ""
-    pairs = [tuple(line.removesuffix("\r").split(" ")) for line in lines if line.strip("\r")]
+    pairs = [tuple(line.split(" ")) for line in lines if line]
     # Whole sets are compared first, which is quick; the culprit is looked for only when there is one.
     pieces = set(chain.from_iterable(pairs))
     if {len(pair) for pair in pairs} - {2} or (pieces | set(map("".join, pairs))) - vocabulary.keys():
@@ -57,7 +57,7 @@ def read_merges(path: str | os.PathLike[str], vocabulary: Mapping[str, int]) -> 
 
 def _misfit(lines: list[str], vocabulary: Mapping[str, int], path: str) -> InvalidFileError:
     """The error for the first line that is no pair of tokens, or whose tokens the vocabulary lacks."""
-    pairs = ((number, line.removesuffix("\r").split(" ")) for number, line in enumerate(lines, 1) if line.strip("\r"))
+    pairs = ((number, line.split(" ")) for number, line in enumerate(lines, 1) if line)
     number, problem = next((number, found) for number, pair in pairs if (found := _problem(pair, vocabulary)))
     return InvalidFileError(f"Line {number} of {path}, {lines[number - 1]!r}, {problem}")
 

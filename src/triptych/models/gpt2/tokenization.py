@@ -97,14 +97,15 @@ class GPT2Tokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join tokens into text; a token that was added to the vocabulary is text already."""
-        table, added = alphabet_bytes(), self._added_tokens.ids.keys() - self.encoder.keys()
-        spelled = bytearray()
-        for token in tokens:
-            if token in added or not table.keys() >= set(token):
-                spelled += token.encode("utf-8")
-            else:
-                spelled += bytes(map(table.__getitem__, token))
-        return spelled.decode("utf-8", errors=self.errors)
+        return b"".join(map(self._bytes_of, tokens)).decode("utf-8", errors=self.errors)
+
+    def _bytes_of(self, token: str) -> bytes:
+        if token in self._added_tokens.ids and token not in self.encoder:
+            return token.encode("utf-8")
+        try:
+            return bytes(map(alphabet_bytes().__getitem__, token))
+        except KeyError:  # a character that spells no byte stands for itself
+            return token.encode("utf-8")
 
     def build_inputs_with_special_tokens(self, token_ids_0: Ids, token_ids_1: Ids | None = None) -> Ids:
         """Sequences one after the other, each behind `bos_token` if `add_bos_token` says so."""
