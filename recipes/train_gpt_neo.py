@@ -174,7 +174,7 @@ def main(
         val_check_interval=every,
         check_val_every_n_epoch=None,
         limit_val_batches=20,
-        log_every_n_steps=10,
+        log_every_n_steps=max(1, min(10, steps // 20)),
         logger=CSVLogger(out, name="logs"),  # a new version_N for each start
         callbacks=[ModelCheckpoint(out / "checkpoints", every_n_train_steps=every, save_last=True)],
     )

@@ -78,10 +78,22 @@ from .outputs import (
     SequenceClassifierOutputWithPast as SequenceClassifierOutputWithPast,
     TokenClassifierOutput as TokenClassifierOutput,
 )
-from .tokenization.added_tokens import AddedToken as AddedToken
 from .tokenization.base import PreTrainedTokenizerBase as PreTrainedTokenizerBase
-from .tokenization.batch_encoding import BatchEncoding as BatchEncoding
+from .tokenization.batch_encoding import (
+    BatchEncoding as BatchEncoding,
+    CharSpan as CharSpan,
+    TokenSpan as TokenSpan,
+)
 from .tokenization.fast import PreTrainedTokenizerFast as PreTrainedTokenizerFast
+from .tokenization.options import (
+    PaddingStrategy as PaddingStrategy,
+    TensorType as TensorType,
+    TruncationStrategy as TruncationStrategy,
+)
 from .tokenization.slow import PreTrainedTokenizer as PreTrainedTokenizer
+from .tokenization.special_tokens import (
+    AddedToken as AddedToken,
+    SpecialTokensMixin as SpecialTokensMixin,
+)
 
 __version__: str

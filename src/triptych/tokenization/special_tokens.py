@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken as AddedToken  # a public name of this package too
 
 logger = logging.getLogger(__name__)
 

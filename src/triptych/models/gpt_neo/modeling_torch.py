@@ -225,12 +225,12 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
         layers = open_layers(past_key_values, config.num_layers) if use_cache or past_key_values is not None else None
         past = layers[0].length if layers else 0
         head_masks = per_layer_head_mask(head_mask, config.num_layers, config.num_heads)
-        batch, length = _shape_of_inputs(input_ids, inputs_embeds)
-        mask = AttentionMask.of(attention_mask, batch, length, past, self.wte.weight.device)
+        batch, length, device = _shape_of_inputs(input_ids, inputs_embeds)
+        mask = AttentionMask.of(attention_mask, batch, length, past, device)
         if position_ids is None:
             check_length(past + length, config.max_position_embeddings, past)
             _warn_of_left_padding(attention_mask)
-            position_ids = torch.arange(past, past + length, device=mask.device)
+            position_ids = torch.arange(past, past + length, device=device)
         x = self._embed(input_ids, inputs_embeds, token_type_ids, position_ids, batch, length)  # (B, T, C)
 
         hidden_states, attentions = [], []
@@ -288,12 +288,12 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
         return out
 
 
-def _shape_of_inputs(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
-    """(B, T); axes before the last are the batch, as documented."""
+def _shape_of_inputs(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int, torch.device]:
+    """B, T and the input's device (offloaded weights have none); axes before the last are the batch, as documented."""
     if input_ids is not None and inputs_embeds is None:
-        return math.prod(input_ids.shape[:-1]), input_ids.shape[-1]
+        return math.prod(input_ids.shape[:-1]), input_ids.shape[-1], input_ids.device
     if inputs_embeds is not None and input_ids is None:
-        return inputs_embeds.shape[0], inputs_embeds.shape[1]
+        return inputs_embeds.shape[0], inputs_embeds.shape[1], inputs_embeds.device
     got = "neither" if input_ids is None else "both"
     raise ValueError(f"The input is input_ids or inputs_embeds, one of the two; got {got}. Pass one of them.")
 
