@@ -47,6 +47,29 @@ def test_a_local_folder_never_touches_the_network(tmp_path, no_network):
         hub.resolve_file(tmp_path, "nothing.json")
 
 
+@pytest.fixture(autouse=True)
+def rested(monkeypatch):
+    """No test knows of another's failure to reach the hub."""
+    monkeypatch.setitem(hub._rest, "until", 0.0)
+
+
+def test_after_a_failure_to_reach_the_hub_the_next_files_are_looked_for_in_the_cache_alone(cache, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(repo, filename, *, local_files_only, **options):
+        asked.append((filename, local_files_only))
+        raise huggingface_hub.errors.LocalEntryNotFoundError("out of reach")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    for file in ("a.json", "b.json"):
+        assert hub.resolve_file("owner/model", file, cache_dir=cache, required=False) is None
+    monkeypatch.setitem(hub._rest, "until", 0.0)  # as it is a minute later
+    assert hub.resolve_file("owner/model", "c.json", cache_dir=cache, required=False) is None
+    assert asked == [("a.json", False), ("b.json", True), ("c.json", False)]
+
+
 def test_a_cached_file_never_touches_the_network(cache, no_network):
     for options in ({}, {"revision": "main"}, {"revision": COMMIT}, {"subfolder": "sub"}):
         path = hub.resolve_file("owner/model", "config.json", cache_dir=cache, **options)

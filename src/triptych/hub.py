@@ -6,6 +6,7 @@ altogether.
 """
 
 import os
+import time
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict, overload
@@ -37,6 +38,12 @@ _IGNORED = (
     "_from_auto",
     "_commit_hash",
 )
+
+
+# Each file that cannot be asked for costs the hub's client half a minute of retries. After the first such failure the
+# cache alone is looked at for a while.
+REST_AFTER_FAILURE = 60.0  # seconds
+_rest = {"until": 0.0}  # in time.monotonic()'s seconds
 
 
 def pop_options(kwargs: MutableMapping[str, Any]) -> HubOptions:
@@ -171,6 +178,7 @@ def _resolve_on_hub(
     from huggingface_hub import errors
 
     cache_dir = Path(cache_dir) if cache_dir is not None else None
+    local_files_only = local_files_only or time.monotonic() < _rest["until"]
     at = f" at revision {revision!r}" if revision else ""
     try:
         found: Any = None
@@ -191,6 +199,8 @@ def _resolve_on_hub(
             f"A model is named by a folder or as OWNER/NAME on the hub; {repo!r} is neither. Check the path."
         ) from error
     except errors.LocalEntryNotFoundError as error:
+        if not local_files_only:
+            _rest["until"] = time.monotonic() + REST_AFTER_FAILURE
         if not required:
             return None
         raise MissingFileError(
