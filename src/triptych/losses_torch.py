@@ -16,14 +16,14 @@ IGNORED = -100  # the label that does not count
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each token given those before it; logits (B, T, V), labels (B, T), not shifted.
+    """Mean cross-entropy in float32 of each token given those before it; logits (B, T, V), labels (B, T), not shifted.
 
     Raises: ValueError for labels of another shape; LabelError for a label outside the vocabulary.
     """
     labels = _checked_classes(labels, logits)
     # The labels move, not the logits: a slice of those would have to be copied.
     following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    return F.cross_entropy(logits.flatten(0, 1).float(), following.flatten()).to(logits.dtype)
+    return F.cross_entropy(logits.flatten(0, 1).float(), following.flatten())
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
