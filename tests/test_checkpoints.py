@@ -316,7 +316,9 @@ def test_keyword_arguments_change_the_configuration_or_are_refused_by_name(folde
 
 def test_the_configuration_may_be_an_object_or_another_file(folder):
     config = GPTNeoConfig.from_pretrained(folder / "base", window_size=9)
-    assert GPTNeoForCausalLM.from_pretrained(folder / "bin", config=config).config is config
+    model = GPTNeoForCausalLM.from_pretrained(folder / "bin", config=config)
+    assert model.config == config
+    assert model.config is not config  # what the model does to its own does not reach other models
     other = GPTNeoForCausalLM.from_pretrained(folder / "bin", config=folder / "base" / "config.json")
     assert other.config.architectures == ["GPTNeoModel"]
     assert other.name_or_path == other.config.name_or_path == str(folder / "bin")

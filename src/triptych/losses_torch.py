@@ -1,6 +1,8 @@
 """Losses and pooling that the heads of several families share, in PyTorch.
 
-Labels of -100 do not count. Shapes: B batch, T tokens, C hidden_size, V vocabulary, N num_labels.
+Labels of -100 do not count. Losses are float32 whatever the logits are.
+
+Shapes: B batch, T tokens, C hidden_size, V vocabulary, N num_labels.
 """
 
 from collections.abc import Sequence
@@ -9,21 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triptych.configuration import PretrainedConfig
+from triptych.configuration import PROBLEM_TYPES, PretrainedConfig
 from triptych.errors import LabelError
 
 IGNORED = -100  # the label that does not count
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in float32 of each token given those before it; logits (B, T, V), labels (B, T), not shifted.
+    """Mean cross-entropy of each token given those before it; logits (B, T, V), labels (B, T), not shifted.
 
     Raises: ValueError for labels of another shape; LabelError for a label outside the vocabulary.
     """
     labels = _checked_classes(labels, logits)
     # The labels move, not the logits: a slice of those would have to be copied.
-    following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    return F.cross_entropy(logits.flatten(0, 1).float(), following.flatten())
+    following = F.pad(labels[..., 1:], (0, 1), value=IGNORED)
+    return F.cross_entropy(logits.flatten(0, -2).float(), following.flatten())
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -31,7 +33,7 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Raises: ValueError for labels of another shape; LabelError for a label that is no class.
     """
-    return F.cross_entropy(logits.flatten(0, -2), _checked_classes(labels, logits).flatten())
+    return F.cross_entropy(logits.flatten(0, -2).float(), _checked_classes(labels, logits).flatten())
 
 
 def sequence_loss(logits: Tensor, labels: Tensor, config: PretrainedConfig) -> Tensor:
@@ -44,14 +46,16 @@ def sequence_loss(logits: Tensor, labels: Tensor, config: PretrainedConfig) -> T
     Raises: ValueError for labels of another shape; LabelError for a label that is no class.
     """
     problem = config.problem_type or _problem_of(labels, config.num_labels)
+    if problem not in PROBLEM_TYPES:
+        raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {problem!r}.")
     if problem == "single_label_classification":
-        loss = F.cross_entropy(logits, _checked_classes(labels.flatten(), logits))
+        loss = F.cross_entropy(logits.float(), _checked_classes(labels.flatten(), logits))
     else:
         per_value = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
         if config.num_labels == 1:
             logits, labels = logits.flatten(), labels.flatten()
         _check_shape(labels, logits.shape)
-        loss = per_value(logits, labels.to(logits.device, logits.dtype))
+        loss = per_value(logits.float(), labels.to(logits.device, torch.float32))
     config.problem_type = problem
     return loss
 
@@ -68,7 +72,7 @@ def span_loss(start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tens
             raise ValueError(f"start_positions and end_positions must have shape ({batch},); got {tuple(given.shape)}.")
         position = given.to(logits.device).flatten()
         outside = (position < 0) | (position >= length)
-        losses.append(F.cross_entropy(logits, position.masked_fill(outside, IGNORED)))
+        losses.append(F.cross_entropy(logits.float(), position.masked_fill(outside, IGNORED)))
     return (losses[0] + losses[1]) / 2
 
 
@@ -107,9 +111,9 @@ def last_token(
     A row of padding alone gives its last position.
     """
     if attention_mask is not None:
-        is_token = attention_mask[:, -length:] != 0
+        is_token = attention_mask.flatten(0, -2)[:, -length:] != 0
     elif pad_token_id is not None and input_ids is not None:
-        is_token = input_ids != pad_token_id
+        is_token = input_ids.flatten(0, -2) != pad_token_id
     else:
         device = input_ids.device if input_ids is not None else None
         return torch.full((batch,), length - 1, device=device)

@@ -1,5 +1,7 @@
 """The base of the PyTorch models: how they are made, initialised, tied, resized, pruned, loaded and saved."""
 
+import copy
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -48,7 +50,7 @@ class PreTrainedModel(nn.Module):
 
     generation_config: GenerationConfig | None
 
-    def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
+    def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
         if not isinstance(config, self.config_class):
             raise TypeError(
@@ -70,6 +72,9 @@ class PreTrainedModel(nn.Module):
             for module in self.modules():
                 if module not in done:
                     self._init_weights(module)
+        if vars(self.config).get("gradient_checkpointing"):  # how older scripts ask for it
+            del self.config.gradient_checkpointing
+            self.gradient_checkpointing_enable()
         if self.config.pruned_heads:
             self._prune(self.config.pruned_heads)
         self.tie_weights()
@@ -88,11 +93,14 @@ class PreTrainedModel(nn.Module):
             nn.init.zeros_(module.bias)
 
     @classmethod
-    def _from_config(cls, config: PretrainedConfig, torch_dtype: torch.dtype | None = None, **kwargs: Any) -> Self:
+    def _from_config(
+        cls, config: PretrainedConfig, torch_dtype: torch.dtype | str | None = None, **kwargs: Any
+    ) -> Self:
+        config = copy.deepcopy(config)  # a model of one's own has a configuration of one's own
         if "attn_implementation" in kwargs:
             config._attn_implementation = kwargs.pop("attn_implementation")
         model = cls(config, **kwargs)
-        return model.to(torch_dtype) if torch_dtype is not None else model
+        return model.to(pretrained_torch.named_dtype(torch_dtype)) if torch_dtype is not None else model
 
     @classmethod
     def from_pretrained(
@@ -243,9 +251,8 @@ class PreTrainedModel(nn.Module):
         Returns: the input embedding, weight (new_num_tokens, C).
         Raises: ValueError unless both arguments are positive ints where given.
         """
-        for name, value in (("new_num_tokens", new_num_tokens), ("pad_to_multiple_of", pad_to_multiple_of)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a positive int; got {value!r}.")
+        new_num_tokens = _positive("new_num_tokens", new_num_tokens)
+        pad_to_multiple_of = _positive("pad_to_multiple_of", pad_to_multiple_of)
         embedding = self.get_input_embeddings()
         if new_num_tokens is None and pad_to_multiple_of is None:
             return embedding
@@ -337,6 +344,15 @@ class PreTrainedModel(nn.Module):
         """An empty cache with room for `capacity` tokens of each row."""
         return KeyValueCache.reserved(self.config.num_hidden_layers, capacity)
 
+    @property
+    def forward_is_published(self) -> bool:
+        """Whether a call does what this package's `forward` does and nothing else, so that `generate` may shorten it.
+
+        False for a `forward` of the user's own and for one that is wrapped or watched by hooks.
+        """
+        watched = self._forward_hooks or self._forward_pre_hooks or "forward" in vars(self)
+        return not watched and type(self).forward.__module__.startswith("triptych.")
+
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: the last position's logits and the cache that now holds the input."""
         raise TypeError(f"{type(self).__name__} has no language model head, so it cannot generate.")
@@ -374,6 +390,18 @@ class PreTrainedModel(nn.Module):
             negative_prompt_attention_mask=negative_prompt_attention_mask,
             **kwargs,
         )
+
+
+def _positive(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)  # NumPy's ints too
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{name} must be a positive int; got {value!r}.")
+    return number
 
 
 def _require_grad(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

@@ -47,28 +47,30 @@ class StateDict:
 class _EmptyOnMeta(TorchFunctionMode):
     """Sends `torch.empty` to the meta device: what layers allocate to fill in later takes no memory and no time.
 
-    Values that a constructor computes (positions, frequencies, constants) stay real, as they are in no file.
+    Values that a constructor computes (positions, frequencies, constants) stay real, and so does what asks for a
+    device by name, as a file that is read inside a constructor does.
     """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.empty:
+        if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
+            if kwargs.get("dtype") is None:
+                kwargs["dtype"] = self._dtype
         return func(*args, **kwargs)
 
 
 @contextmanager
 def without_weights(dtype: torch.dtype) -> Iterator[None]:
-    """Models made inside have parameters of shape and dtype, but no memory."""
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with _EmptyOnMeta():
-            yield
-    finally:
-        torch.set_default_dtype(usual)
+    """Models made inside, in this thread, have parameters of shape and dtype, but no memory."""
+    with _EmptyOnMeta(dtype):
+        yield
 
 
 @dataclass(slots=True)
@@ -163,13 +165,18 @@ def assign(
 
 
 def initialise(model: Any, names: Iterable[str], placement: Placement) -> None:
-    """Allocate and initialise these parameters and buffers; their modules' other parameters keep their values."""
+    """Allocate and initialise these parameters and buffers; their modules' other parameters keep their values.
+
+    What the constructor gave a value keeps it.
+    """
     slots: dict[str, Tensor] = model.state_dict(keep_vars=True)
     names_of = {id(slots[group[0]]): group for group in _tied_groups(slots)}
     new: dict[str, set[str]] = {}
     names = list(names)
     for name in names:
         slot = slots[name]
+        if not slot.is_meta:
+            continue
         _put(model, names_of[id(slot)], slot, torch.zeros(slot.shape, dtype=slot.dtype, device=placement(name)))
         for alias in names_of[id(slot)]:
             owner, _, leaf = alias.rpartition(".")
@@ -276,14 +283,15 @@ def _initialise_module(model: Any, module: nn.Module, leaves: set[str]) -> None:
         for leaf, value in kept.items():
             module._parameters[leaf] = nn.Parameter(torch.empty_like(value), requires_grad=False)
         with torch.no_grad():
-            if callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
+            for name in ("reset_parameters", "_reset_parameters"):  # torch's layers have one or the other
+                if callable(reset := getattr(module, name, None)):
+                    reset()
             model._init_weights(module)
     finally:
         module._parameters.update(kept)
 
 
 def _quote(names: Iterable[str], limit: int = 10) -> str:
-    names = list(names)
+    names = [name if name.isprintable() else repr(name) for name in names]
     more = f", … and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

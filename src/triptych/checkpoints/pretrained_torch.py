@@ -1,6 +1,7 @@
 """`from_pretrained` and `save_pretrained` of the PyTorch models."""
 
 import contextlib
+import copy
 import inspect
 import os
 import warnings
@@ -186,6 +187,7 @@ def _configuration(
 ) -> tuple[PretrainedConfig, dict[str, Any]]:
     """The configuration, and the keyword arguments that are no field of it."""
     if isinstance(config, PretrainedConfig):
+        config = copy.deepcopy(config)  # a model of one's own has a configuration of one's own
         if options.attn_implementation is not None:
             config._attn_implementation = options.attn_implementation
         return config, kwargs
@@ -201,8 +203,10 @@ def _configuration(
 def _check_constructor_takes(cls: type, kwargs: Mapping[str, Any]) -> None:
     """Refuse keyword arguments that nobody wants, before anything is read or fetched."""
     own = inspect.signature(cls).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own.values()):
+        return
     for name in kwargs:
-        if name not in own or own[name].kind is inspect.Parameter.VAR_KEYWORD:
+        if name not in own:
             raise TypeError(
                 f"{cls.__name__}.from_pretrained() got an unexpected keyword argument {name!r}. It is neither an "
                 "option nor a field of the configuration (fields of a config object are set on the object)."
@@ -225,20 +229,29 @@ def _dtype(wanted: str | torch.dtype | None, config: PretrainedConfig, source: T
     """What `torch_dtype` asks for: None the default dtype, "auto" the published one."""
     if wanted is None:
         return torch.get_default_dtype()
-    if wanted == "auto":
-        stored = (info.dtype for info in source.tensors.values())
-        names = [config._torch_dtype, *stored]
-    else:
-        names = [str(wanted).removeprefix("torch.")]
-    for name in names:
-        dtype = getattr(torch, name, None) if name else None
-        if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1:
-            return dtype
-    if wanted == "auto":
-        return torch.get_default_dtype()
-    raise ValueError(
-        f'torch_dtype must be a floating dtype as torch.float16, its name, "auto" or None; got {wanted!r}.'
-    )
+    if wanted != "auto":
+        return named_dtype(wanted)
+    names = [config._torch_dtype, *(info.dtype for info in source.tensors.values())]
+    return next((dtype for dtype in map(_floating, names) if dtype is not None), torch.get_default_dtype())
+
+
+def named_dtype(wanted: str | torch.dtype) -> torch.dtype:
+    """A floating dtype, or the one of that name.
+
+    Raises: ValueError if it is none.
+    """
+    dtype = _floating(str(wanted).removeprefix("torch."))
+    if dtype is None:
+        raise ValueError(
+            f'torch_dtype must be a floating dtype as torch.float16, its name, "auto" or None; got {wanted!r}.'
+        )
+    return dtype
+
+
+def _floating(name: str | None) -> torch.dtype | None:
+    dtype = getattr(torch, name, None) if name else None
+    is_one = isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1
+    return dtype if is_one else None
 
 
 def _remember_origin(model: "PreTrainedModel", name_or_folder: StrPath | None, hub: HubOptions) -> None:

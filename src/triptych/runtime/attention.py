@@ -28,6 +28,7 @@ class AttentionMask:
     device: torch.device
     padding: Tensor | None = None
     _dense: dict[int | None, Tensor] = field(default_factory=dict, repr=False)
+    _elsewhere: dict[torch.device, "AttentionMask"] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -49,6 +50,15 @@ class AttentionMask:
         # On an accelerator a decoding step does not look: the host would wait for it at every token.
         look = not torch.compiler.is_compiling() and (device.type == "cpu" or queries > 1)
         return cls(queries, keys, device, None if look and bool(padding.all()) else padding)
+
+    def on(self, device: torch.device) -> "AttentionMask":
+        """The same mask for layers that live on another device, made once for all of them."""
+        if device == self.device:
+            return self
+        if device not in self._elsewhere:
+            padding = None if self.padding is None else self.padding.to(device)
+            self._elsewhere[device] = AttentionMask(self.queries, self.keys, device, padding)
+        return self._elsewhere[device]
 
     def narrows(self, window: int | None) -> bool:
         """Whether a window hides any key that causal order shows."""
@@ -85,7 +95,8 @@ def eager(
 
     Returns: (B, H, T, D) in v's dtype, and the weights (B, H, T, S) after dropout and `head_mask` (H,).
     """
-    scores = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
+    with torch.autocast(q.device.type, enabled=False):
+        scores = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
     visible = mask.dense(window)
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1)
@@ -162,7 +173,9 @@ def attend(
     Returns: (B, H, T, D), and the weights (B, H, T, S) when `need_weights`, else None.
     """
     function = eager if need_weights or head_mask is not None else IMPLEMENTATIONS[impl]
-    out, weights = function(q, k, v, mask, scale=scale, window=window, dropout=dropout, head_mask=head_mask)
+    out, weights = function(
+        q, k, v, mask.on(q.device), scale=scale, window=window, dropout=dropout, head_mask=head_mask
+    )
     return out, weights if need_weights else None
 
 

@@ -9,6 +9,7 @@ Shapes: B batch, H heads, S tokens seen, D head_dim.
 """
 
 from collections.abc import Iterable, Sequence
+from threading import Lock
 from typing import Any, Self
 
 import torch
@@ -16,6 +17,9 @@ import torch.utils._pytree
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
+
+
+_claiming = Lock()  # held for two comparisons, so one for all buffers is enough
 
 
 class _Buffer:
@@ -26,13 +30,23 @@ class _Buffer:
     def __init__(self, keys: Tensor, values: Tensor, used: int) -> None:
         self.keys, self.values, self.used = keys, values, used
 
-    def accepts(self, start: int, stop: int) -> bool:
-        """Whether positions start … stop can be written without a trace in any other cache or in autograd."""
-        return (
-            start == self.used
-            and stop <= self.keys.shape[2]
-            and (torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not self.keys.is_inference())
-        )
+    def claim(self, start: int, stop: int) -> bool:
+        """Take positions start … stop for the caller to write, if no other cache can see them; False if one can.
+
+        Of two threads that continue one past, one gets the room behind it.
+        """
+        if torch.compiler.is_compiling():
+            return self._take(start, stop)
+        if self.keys.is_inference() and not torch.is_inference_mode_enabled():
+            return False  # such tensors cannot be written any more
+        with _claiming:
+            return self._take(start, stop)
+
+    def _take(self, start: int, stop: int) -> bool:
+        if start != self.used or stop > self.keys.shape[2]:
+            return False
+        self.used = stop
+        return True
 
 
 class LayerCache:
@@ -79,12 +93,11 @@ class LayerCache:
         if self._buffer is None and stop >= self._reserve:
             self._buffer = _Buffer(key, value, stop)  # room for more is made when more comes
             return key, value
-        if self._buffer is None or not self._buffer.accepts(start, stop):
+        if self._buffer is None or not self._buffer.claim(start, stop):
             self._buffer = self._copied_with_room(key, value, stop)
         buffer = self._buffer
         buffer.keys[:, :, start:stop] = key
         buffer.values[:, :, start:stop] = value
-        buffer.used = stop
         return buffer.keys[:, :, :stop], buffer.values[:, :, :stop]
 
     def _copied_with_room(self, key: Tensor, value: Tensor, needed: int) -> _Buffer:
@@ -96,7 +109,7 @@ class LayerCache:
         if self._buffer is not None and start:
             keys[:, :, :start] = self._buffer.keys[:, :, :start]
             values[:, :, :start] = self._buffer.values[:, :, :start]
-        return _Buffer(keys, values, used=start)
+        return _Buffer(keys, values, used=needed)
 
 
 def _check_past(past: Tensor, new: Tensor) -> None:

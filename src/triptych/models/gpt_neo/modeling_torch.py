@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from triptych.activations_torch import activation
+from triptych.activations_torch import Activation
 from triptych.configuration import PretrainedConfig
 from triptych.losses_torch import last_token, next_token_loss, sequence_loss, span_loss, token_loss
 from triptych.modeling_torch import (
@@ -113,6 +113,17 @@ class GPTNeoAttention(nn.Module):
         super().__init__()
         self.attention = GPTNeoSelfAttention(config, config.attention_layers[layer])
 
+    def forward(
+        self,
+        x: Tensor,
+        mask: AttentionMask,
+        cache: LayerCache | None,
+        head_mask: Tensor | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        attended: tuple[Tensor, Tensor | None] = self.attention(x, mask, cache, head_mask, need_weights)
+        return attended
+
 
 class GPTNeoMLP(nn.Module):
     """Position-wise feed-forward network, `intermediate_size` wide."""
@@ -122,7 +133,7 @@ class GPTNeoMLP(nn.Module):
         inner = config.intermediate_size or 4 * config.hidden_size
         self.c_fc = nn.Linear(config.hidden_size, inner)
         self.c_proj = nn.Linear(inner, config.hidden_size)
-        self.act = activation(config.activation_function)
+        self.act = Activation(config.activation_function)
         self.dropout = nn.Dropout(config.resid_dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
@@ -148,7 +159,7 @@ class GPTNeoBlock(nn.Module):
         head_mask: Tensor | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        attended, weights = self.attn.attention(self.ln_1(x), mask, cache, head_mask, need_weights)
+        attended, weights = self.attn(self.ln_1(x), mask, cache, head_mask, need_weights)
         x = x + attended
         return x + self.mlp(self.ln_2(x)), weights  # (B, T, C), (B, H, T, S)
 
@@ -218,7 +229,10 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
             SequenceTooLongError.
         """
         config = self.config
-        use_cache = self._use_cache(use_cache)
+        recompute = self.gradient_checkpointing if self.training and torch.is_grad_enabled() else None
+        if recompute and use_cache:
+            warnings.warn("use_cache=True has no effect while gradient checkpointing trains.", stacklevel=2)
+        use_cache = not recompute and (config.use_cache if use_cache is None else use_cache)
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
@@ -226,10 +240,12 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
         past = layers[0].length if layers else 0
         head_masks = per_layer_head_mask(head_mask, config.num_layers, config.num_heads)
         batch, length, device = _shape_of_inputs(input_ids, inputs_embeds)
+        if attention_mask is not None and attention_mask.dim() > 2:
+            attention_mask = attention_mask.flatten(0, -2)
         mask = AttentionMask.of(attention_mask, batch, length, past, device)
         if position_ids is None:
             check_length(past + length, config.max_position_embeddings, past)
-            _warn_of_left_padding(attention_mask)
+            self._warn_of_left_padding(attention_mask)
             position_ids = torch.arange(past, past + length, device=device)
         x = self._embed(input_ids, inputs_embeds, token_type_ids, position_ids, batch, length)  # (B, T, C)
 
@@ -238,12 +254,14 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
             if output_hidden_states:
                 hidden_states.append(x)
             inputs = (x, mask, layers[index] if layers else None, head_masks[index], output_attentions)
-            if self.gradient_checkpointing and self.training:
-                x, weights = self.gradient_checkpointing(_run_again, block, *inputs)
+            if recompute:
+                x, weights = recompute(_run_again, block, *inputs)
             else:
                 x, weights = block(*inputs)
             attentions.append(weights)
         x = self.ln_f(x)
+        if input_ids is not None:
+            x = x.view(*input_ids.shape, -1)
         hidden_states.append(x)
 
         output = BaseModelOutputWithPastAndCrossAttentions(
@@ -254,12 +272,17 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
-    def _use_cache(self, use_cache: bool | None) -> bool:
-        if self.gradient_checkpointing and self.training:
-            if use_cache:
-                warnings.warn("use_cache=True has no effect while gradient checkpointing trains.", stacklevel=2)
-            return False
-        return self.config.use_cache if use_cache is None else use_cache
+    def _warn_of_left_padding(self, attention_mask: Tensor | None) -> None:
+        """Say once that positions are counted from the padding on, as documented, which is seldom meant."""
+        if attention_mask is None or "left padding" in self.warnings_issued or torch.compiler.is_compiling():
+            return
+        if not bool((attention_mask[:, 0] != 0).all()):
+            self.warnings_issued["left padding"] = True
+            warnings.warn(
+                "The batch is padded on the left but position_ids were not given, so padding counts as positions. Pass "
+                "position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0), or use generate(), which does.",
+                stacklevel=2,
+            )
 
     def _embed(
         self,
@@ -309,17 +332,6 @@ def _run_again(
     """A block as gradient checkpointing runs it, twice: each time from the same past."""
     out: tuple[Tensor, Tensor | None] = block(x, mask, cache.fork() if cache else None, head_mask, need_weights)
     return out
-
-
-def _warn_of_left_padding(attention_mask: Tensor | None) -> None:
-    """Say that positions are counted from the padding on, as documented, which is seldom meant."""
-    if attention_mask is None or torch.compiler.is_compiling() or bool((attention_mask[:, 0] != 0).all()):
-        return
-    warnings.warn(
-        "The batch is padded on the left but position_ids were not given, so padding counts as positions. Pass "
-        "position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0), or use generate(), which does.",
-        stacklevel=3,
-    )
 
 
 class GPTNeoForCausalLM(GPTNeoPreTrainedModel):
@@ -392,11 +404,14 @@ class GPTNeoForCausalLM(GPTNeoPreTrainedModel):
         Takes `cache` (None to go without), and what `GPTNeoModel.forward` takes.
         """
         cache = model_inputs.pop("cache", None)
-        base = self.transformer(
-            input_ids, past_key_values=cache, use_cache=cache is not None, return_dict=True, **model_inputs
-        )
-        logits = self.lm_head(base.last_hidden_state[:, -1])  # (B, V)
-        return NextToken(logits.float(), base.past_key_values, base.hidden_states, base.attentions)
+        model_inputs |= {"past_key_values": cache, "use_cache": cache is not None, "return_dict": True}
+        if self.forward_is_published:
+            out = self.transformer(input_ids, **model_inputs)
+            logits = self.lm_head(out.last_hidden_state[:, -1])  # (B, V)
+        else:
+            out = self(input_ids, **model_inputs)
+            logits = out.logits[:, -1]
+        return NextToken(logits.float(), out.past_key_values, out.hidden_states, out.attentions)
 
 
 class GPTNeoForSequenceClassification(GPTNeoPreTrainedModel):
@@ -448,7 +463,7 @@ class GPTNeoForSequenceClassification(GPTNeoPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        x = base.last_hidden_state
+        x = base.last_hidden_state.flatten(0, -3)
         batch, length = x.shape[:2]
         last = last_token(input_ids, attention_mask, self.config.pad_token_id, batch, length).to(x.device)
         logits = self.score(x[torch.arange(batch, device=x.device), last])  # (B, N)
