@@ -21,8 +21,8 @@ types: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(BIN)/pytest
 
-train: $(VENV)/.train  ## what recipes/ needs
-	@echo "$(BIN)/python recipes/train_gpt_neo.py --help"
+train: $(VENV)/.train  ## a model of your own: make train ARGS="TEXTS --valid MORE_TEXTS --out runs/mine"
+	$(BIN)/python recipes/train_gpt_neo.py $(or $(ARGS),--help)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -7,6 +7,7 @@ finds: a CPU, a GPU or several), and writes a folder with the weights in float16
 the scores on the validation texts. A run that was stopped goes on where it was when the same command is given again.
 """
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -32,7 +33,7 @@ END = "<|endoftext|>"
 
 
 def learn_vocabulary(files: list[Path], vocab_size: int, folder: Path) -> GPT2TokenizerFast:
-    """A byte-level BPE vocabulary in `folder`; taken as it is when it is already there."""
+    """A byte-level BPE vocabulary in `folder`; that of a run that goes on is taken as it is."""
     if not (folder / "vocab.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         bpe = ByteLevelBPETokenizer()
@@ -59,7 +60,7 @@ class Windows(Dataset[Tensor]):
         return self.count
 
     def __getitem__(self, index: int) -> Tensor:
-        start = int(torch.randint(len(self.ids) - self.length, ()))
+        start = int(torch.randint(len(self.ids) - self.length + 1, ()))
         return self.ids[start : start + self.length]
 
 
@@ -97,7 +98,7 @@ class Training(L.LightningModule):
 
 @torch.inference_mode()
 def score(model: GPTNeoForCausalLM, ids: np.ndarray, num_bytes: int) -> dict[str, float]:
-    """Perplexity per token and bits per byte of a row of ids; every token is given half a window before it, or more."""
+    """Perplexity per token and bits per byte of a row of ids, each seen after half a window or more, but the first."""
     model.eval()
     length = model.config.max_position_embeddings
     row, nats, stride = torch.from_numpy(ids).to(model.device), 0.0, length // 2
@@ -114,12 +115,11 @@ def score(model: GPTNeoForCausalLM, ids: np.ndarray, num_bytes: int) -> dict[str
 
 def draw_losses(metrics: list[Path], picture: Path) -> None:
     """The loss curves of Lightning's CSV files, one for each start of the run, as a PNG."""
-    tables = [np.genfromtxt(file, delimiter=",", names=True) for file in metrics]
-    rows = {name: np.concatenate([table[name] for table in tables]) for name in ("step", "train_loss", "valid_loss")}
+    rows = [row for file in metrics for row in csv.DictReader(file.open(encoding="utf-8"))]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for name, style in (("train_loss", {"lw": 0.8}), ("valid_loss", {"marker": "o", "ms": 3})):
-        there = ~np.isnan(rows[name])
-        axes.plot(rows["step"][there], rows[name][there], label=name.replace("_", " "), **style)
+        points = sorted((int(row["step"]), float(row[name])) for row in rows if row.get(name))
+        axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style) if points else None
     axes.set(xlabel="step", ylabel="cross-entropy (nats per token)")
     axes.legend()
     axes.grid(alpha=0.3)
@@ -145,7 +145,13 @@ def main(
 ) -> None:
     """Train a GPT Neo of a new vocabulary on a folder of text files."""
     L.seed_everything(seed)
+    if num_layers % 2:
+        raise typer.BadParameter(f"Global and local layers alternate, so --num-layers must be even; got {num_layers}.")
     tokenizer = learn_vocabulary(sorted(train.glob("*.txt")), vocab_size, out)
+    if len(tokenizer) != vocab_size:
+        raise typer.BadParameter(
+            f"{out} has a vocabulary of {len(tokenizer)}. Pass that as --vocab-size, or another --out."
+        )
     train_ids, _ = pack(sorted(train.glob("*.txt")), tokenizer)
     valid_ids, valid_bytes = pack(sorted(valid.glob("*.txt")), tokenizer)
     typer.echo(f"{len(train_ids):,} tokens to learn from, {len(valid_ids):,} to be scored on")
@@ -189,9 +195,9 @@ def main(
     model.config.use_cache = True
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    draw_losses(sorted(out.glob("logs/version_*/metrics.csv")), out / "loss.png")
     scores = score(GPTNeoForCausalLM.from_pretrained(out), valid_ids, valid_bytes)
     (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    draw_losses(sorted(out.glob("logs/version_*/metrics.csv")), out / "loss.png")
     typer.echo(f"perplexity {scores['perplexity']:.2f}, {scores['bits_per_byte']:.3f} bits per byte")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from triptych.checkpoints import safetensors_file
 from triptych.checkpoints.index import StoredTensor, parse_size, plan_shards
-from triptych.errors import SaveError
+from triptych.errors import LoadingWarning, SaveError
 from triptych.models.gpt_neo.configuration import GPTNeoConfig
 from triptych.models.gpt_neo.modeling_torch import GPTNeoForCausalLM, GPTNeoModel
 
@@ -128,18 +129,33 @@ def test_only_the_main_process_writes(model, tmp_path):
 
 
 def test_weights_of_an_earlier_save_go_and_all_else_stays(model, tmp_path):
-    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    model.save_pretrained(tmp_path, safe_serialization=False, max_shard_size="20KB")
     model.save_pretrained(tmp_path, variant="fp16")
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "model.txt").write_text("mine")
     model.save_pretrained(tmp_path, safe_serialization=False, max_shard_size="40KB")
     configs = ["config.json", "generation_config.json"]
     shards = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
-    others = ["model.fp16.safetensors", "model.txt", "notes.txt", "pytorch_model.bin.index.json"]
-    assert names(tmp_path) == sorted(configs + shards + others)
+    others = ["model.fp16.safetensors", "model.txt", "notes.txt"]
+    assert names(tmp_path) == sorted([*configs, *shards, "pytorch_model.bin.index.json", *others])
+    model.save_pretrained(tmp_path, safe_serialization=False)
+    assert names(tmp_path) == sorted([*configs, "pytorch_model.bin", *others])
+
+
+def test_both_formats_stand_side_by_side_with_a_word_about_which_is_read(model, tmp_path):
     model.save_pretrained(tmp_path)
-    others.remove("pytorch_model.bin.index.json")
-    assert names(tmp_path) == sorted([*configs, "model.safetensors", *others])
+    with pytest.warns(LoadingWarning, match=r"also holds model\.safetensors"):
+        model.save_pretrained(tmp_path, safe_serialization=False)
+    for use_safetensors in (True, False):
+        assert same_weights(GPTNeoForCausalLM.from_pretrained(tmp_path, use_safetensors=use_safetensors), model)
+
+
+@pytest.mark.filterwarnings("ignore:temperature=0.7 has an effect only in sampling")
+def test_generation_options_that_do_not_fit_each_other_do_not_lose_the_weights(model, tmp_path):
+    model.generation_config.temperature = 0.7  # without do_sample
+    model.save_pretrained(tmp_path)
+    assert same_weights(GPTNeoForCausalLM.from_pretrained(tmp_path), model)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["temperature"] == 0.7
 
 
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}, {"safe_serialization": False}])
@@ -150,9 +166,12 @@ def test_a_memory_mapped_model_is_saved_over_its_own_files(folder, model, tmp_pa
         with torch.no_grad():
             mapped.transformer.ln_f.bias.add_(1)
             model.transformer.ln_f.bias.copy_(mapped.transformer.ln_f.bias)
-        mapped.save_pretrained(target, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LoadingWarning)  # of two formats side by side
+            mapped.save_pretrained(target, **options)
         assert same_weights(mapped, model)
-        assert same_weights(GPTNeoForCausalLM.from_pretrained(target), model)
+        written = options.get("safe_serialization", True)
+        assert same_weights(GPTNeoForCausalLM.from_pretrained(target, use_safetensors=written), model)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import triptych
-from triptych import cli
+from triptych import GPTNeoConfig, GPTNeoForCausalLM, cli
 
 TRIPTYCH = str(Path(sys.executable).parent / "triptych")
 
@@ -119,3 +119,30 @@ def test_a_reader_that_leaves_early_is_no_error():
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout == "Once "
     assert not done.stderr
+
+
+def test_inspect_reads_bin_files_and_shows_names_as_they_are(run, tmp_path):
+    folder = tmp_path / "[bold]m[/x]"
+    config = GPTNeoConfig(
+        vocab_size=10,
+        hidden_size=8,
+        num_layers=1,
+        num_heads=2,
+        attention_types=[[["global"], 1]],
+        architectures=["[/red]"],
+    )
+    GPTNeoForCausalLM(config).save_pretrained(folder, safe_serialization=False)
+    (folder / "a[red]b\x1b[2J.txt").touch()
+    shown = run("inspect", folder).out
+    assert "[bold]m[/x]" in shown.replace("\n", "")
+    assert "a[red]b" in shown
+    assert "pytorch_model.bin" in shown
+    assert "\x1b" not in shown
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_too(run, monkeypatch):
+    monkeypatch.setattr(sys.modules["triptych.cli.inspect"], "describe", lambda model: {}["family"])
+    assert run("inspect", code=1).err == "Error: KeyError: 'family'\n"
+    monkeypatch.setenv("TRIPTYCH_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        run("inspect")

@@ -367,3 +367,33 @@ def test_attention_types_expand_in_order():
     expected = ["global", "local", "local", "local", "local", "global", "local"]
     assert GPTNeoConfig.expand_attention_types_params(types) == expected
     assert GPTNeoConfig(attention_types=types, num_layers=7).attention_layers == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_heads": 0}, "num_heads must be a positive int; got 0"),
+        ({"hidden_size": "abc"}, "hidden_size must be a positive int; got 'abc'"),
+        ({"vocab_size": 1.5}, "vocab_size must be a positive int; got 1.5"),
+        ({"window_size": True}, "window_size must be a positive int; got True"),
+        ({"max_position_embeddings": -1}, "max_position_embeddings must be a positive int; got -1"),
+        ({"num_layers": "2"}, "num_layers must be a positive int; got '2'"),
+        ({"num_layers": 10**9, "attention_types": [[["global"], 10**9]]}, "num_layers must be at most 10,000"),
+        ({"attention_types": [[["global"], 10**12]]}, "describes 1000000000000"),
+        ({"num_labels": 10**9}, "num_labels must be at most 1,000,000"),
+        ({"id2label": [1]}, "id2label must map"),
+        ({"pruned_heads": [1]}, "pruned_heads must be like"),
+    ],
+)
+def test_a_field_of_an_odd_kind_or_size_is_named_before_any_memory_is_taken(tmp_path, fields, words):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neo"} | fields))
+    with pytest.raises(ValueError, match=words):
+        GPTNeoConfig.from_pretrained(tmp_path)
+
+
+def test_fields_that_would_hide_methods_are_dropped(tmp_path):
+    hostile = {"to_dict": "x", "use_return_dict": 1, "save_pretrained": None, "hidden_size": 8, "num_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps(hostile))
+    config = GPTNeoConfig.from_pretrained(tmp_path)
+    assert config.to_dict()["hidden_size"] == 8
+    assert config.use_return_dict is True

@@ -226,9 +226,7 @@ def test_a_pruned_model_is_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize("heads", [{2: [0]}, {-1: [0]}, {0: [3]}, {0: [0, 1, 2]}], ids=str)
 def test_pruning_what_is_not_there_or_all_there_is_changes_nothing(heads):
     model = make()
-    with pytest.raises(
-        ValueError, match=r"name layers 0 to 1 and heads 0 to 2, and leave each layer a head; got heads"
-    ):
+    with pytest.raises(ValueError, match=r"of layers 0 to 1 and heads 0 to 2, and leave each layer a head; got heads"):
         model.prune_heads({1: [0], **heads})
     assert model.config.pruned_heads == {}
     assert model.num_parameters() == make().num_parameters()

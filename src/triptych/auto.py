@@ -32,7 +32,7 @@ def _public(name: str) -> Any:
 
 
 def _class_for(auto: str, model_type: str | None, where: object) -> Any:
-    row = FAMILIES.get(model_type or "")
+    row = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if row is None:
         raise ValueError(
             f"The model_type in config.json must be one of {', '.join(FAMILIES)}; {where} has {model_type!r}."

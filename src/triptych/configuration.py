@@ -78,6 +78,9 @@ GENERATION_FIELDS: dict[str, Any] = {
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 # Keys of published files that point at Python code. Nothing from a checkpoint is ever run.
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "trust_remote_code"})
+# No model comes near these. A damaged or hostile file could otherwise ask for all of the memory.
+MAX_LAYERS = 10_000
+MAX_LABELS = 1_000_000
 
 
 class PretrainedConfig:
@@ -103,8 +106,7 @@ class PretrainedConfig:
         for name, default in fields.items():
             if name not in ("id2label", "label2id"):
                 setattr(self, name, kwargs.pop(name, copy.copy(default)))
-        pruned: dict[Any, list[int]] = vars(self)["pruned_heads"]  # JSON turns the layers into text
-        self.pruned_heads = {int(layer): sorted(heads) for layer, heads in pruned.items()}
+        self.pruned_heads = _pruned_heads(vars(self)["pruned_heads"])
         self._set_labels(num_labels, kwargs.pop("id2label", None), kwargs.pop("label2id", None))
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {self.problem_type!r}.")
@@ -115,6 +117,8 @@ class PretrainedConfig:
         if id2label is None:
             self.num_labels = 2 if num_labels is None else num_labels
         else:
+            if not isinstance(id2label, dict) or not id2label:
+                raise ValueError(f"id2label must map 0, 1, … to the names of the labels; got {id2label!r}.")
             self.id2label = {int(key): value for key, value in id2label.items()}
             if num_labels is not None and num_labels != len(self.id2label):
                 warnings.warn(
@@ -145,8 +149,9 @@ class PretrainedConfig:
 
     @num_labels.setter
     def num_labels(self, count: int) -> None:
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"num_labels must be a positive int; got {count!r}.")
+        require_positive_ints(num_labels=count)
+        if count > MAX_LABELS:
+            raise ValueError(f"num_labels must be at most {MAX_LABELS:,}; got {count:,}.")
         if len(self.__dict__.get("id2label", ())) != count:
             self.id2label = {index: f"LABEL_{index}" for index in range(count)}
             self.label2id = {label: index for index, label in self.id2label.items()}
@@ -281,7 +286,7 @@ class PretrainedConfig:
 
     @classmethod
     def _from_fields(cls, fields: dict[str, Any]) -> Self:
-        return cls(**{k: v for k, v in fields.items() if not k.startswith("_") and k not in CODE_KEYS})
+        return cls(**data_only(cls, fields))
 
     def update(self, config_dict: dict[str, Any]) -> None:
         """Set several fields."""
@@ -297,3 +302,32 @@ class PretrainedConfig:
     def __repr__(self) -> str:
         """The class and the fields that differ from the shared defaults."""
         return f"{type(self).__name__} {self.to_json_string()}"
+
+
+def data_only(owner: type, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a file without those that start with `_`, name code or would hide a method of the class."""
+
+    def is_method(name: str) -> bool:
+        found = getattr(owner, name, None)
+        return callable(found) or (isinstance(found, property) and found.fset is None)
+
+    return {k: v for k, v in fields.items() if not (k.startswith("_") or k in CODE_KEYS or is_method(k))}
+
+
+def require_positive_ints(**values: Any) -> None:
+    """Raises: ValueError naming the first field that is no positive int."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive int; got {value!r}.")
+
+
+def _pruned_heads(value: Any) -> dict[int, list[int]]:
+    """{layer: heads}, whose layers JSON turns into text.
+
+    Raises: ValueError when it is anything else.
+    """
+    try:
+        pruned = {int(layer): sorted(map(int, heads)) for layer, heads in value.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"pruned_heads must be like {{layer: [heads]}}; got {value!r}.") from error
+    return pruned

@@ -76,6 +76,7 @@ class PreTrainedModel(nn.Module):
             del self.config.gradient_checkpointing
             self.gradient_checkpointing_enable()
         if self.config.pruned_heads:
+            self._check_heads(self.config.pruned_heads)
             self._prune(self.config.pruned_heads)
         self.tie_weights()
 
@@ -279,15 +280,18 @@ class PreTrainedModel(nn.Module):
         pruned = {layer: set(heads) for layer, heads in self.config.pruned_heads.items()}
         for layer, heads in heads_to_prune.items():
             pruned[int(layer)] = pruned.get(int(layer), set()) | set(heads)
-        num_layers, num_heads = self.config.num_hidden_layers, self.config.num_attention_heads
-        for layer, heads in pruned.items():
-            if not 0 <= layer < num_layers or not heads <= set(range(num_heads)) or len(heads) == num_heads:
-                raise ValueError(
-                    f"heads_to_prune must name layers 0 to {num_layers - 1} and heads 0 to {num_heads - 1}, and leave "
-                    f"each layer a head; got heads {sorted(heads)} of layer {layer}."
-                )
+        self._check_heads(pruned)
         self._prune(pruned)
         self.config.pruned_heads = {layer: sorted(heads) for layer, heads in sorted(pruned.items())}
+
+    def _check_heads(self, pruned: Mapping[int, Iterable[int]]) -> None:
+        num_layers, num_heads = self.config.num_hidden_layers, self.config.num_attention_heads
+        for layer, heads in pruned.items():
+            if not 0 <= layer < num_layers or not set(heads) < set(range(num_heads)):
+                raise ValueError(
+                    f"Pruned heads must be of layers 0 to {num_layers - 1} and heads 0 to {num_heads - 1}, and leave "
+                    f"each layer a head; got heads {sorted(heads)} of layer {layer}."
+                )
 
     def _prune(self, heads: Mapping[int, Iterable[int]]) -> None:
         if self.base_model is self:

@@ -89,6 +89,10 @@ def _damage(path: Path, reason: str) -> str:
     )
 
 
+def _is_plain(value: torch.Tensor) -> bool:
+    return value.layout == torch.strided and not (value.is_meta or value.is_quantized or value.is_complex())
+
+
 def _check_tensors(path: Path, values: Any) -> dict[str, torch.Tensor]:
     if not isinstance(values, dict):
         raise CheckpointError(
@@ -97,12 +101,12 @@ def _check_tensors(path: Path, values: Any) -> dict[str, torch.Tensor]:
     strange = [
         f"{name!r} ({type(value).__name__})"
         for name, value in values.items()
-        if not (isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided)
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor) and _is_plain(value))
     ]
     if strange:
         more = f" and {len(strange) - 10} more" if len(strange) > 10 else ""
         raise CheckpointError(
-            f"{path} must map names to dense tensors, but these entries are something else: "
+            f"{path} must map names to dense tensors of real numbers, but these entries are something else: "
             f"{', '.join(strange[:10])}{more}. If the weights lie under one of them, save that dict alone."
         )
     return values

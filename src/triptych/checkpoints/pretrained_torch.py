@@ -152,8 +152,8 @@ def save_pretrained(
 
     Weights go into model.safetensors, or pytorch_model.bin with `safe_serialization=False` (through
     `save_function`, torch.save by default), in shards of at most `max_shard_size` ("5GB", "200MB", or bytes).
-    Weight files that an earlier save of this `variant` left are removed once the new ones are in place. Processes
-    that are not the main one write nothing. `token` and `save_peft_format` have no effect.
+    Weight files that an earlier save in this format and `variant` left are removed once the new ones are in place.
+    Processes that are not the main one write nothing. `token` and `save_peft_format` have no effect.
 
     Raises: SaveError if something cannot be written, and then the folder is as it was; ValueError for a size that is
         none, for weights that are in no memory, and for `push_to_hub`, which is not supported; TypeError for an

@@ -27,7 +27,6 @@ DTYPES = {
     "F16": "float16",
     "F32": "float32",
     "F64": "float64",
-    "C64": "complex64",
 }
 
 
@@ -51,6 +50,12 @@ class SafetensorsFile:
         header = json.loads(self._file.read(header_size))
         header.pop("__metadata__", None)
         in_order = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        strange = sorted({entry["dtype"] for entry in header.values()} - set(DTYPES))
+        if strange:
+            raise CheckpointError(
+                f"{path} must hold real numbers of a dtype that PyTorch has, but holds {', '.join(strange)}. "
+                "Convert the weights to float16 or float32."
+            )
         self._start = {name: 8 + header_size + entry["data_offsets"][0] for name, entry in in_order}
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(tuple(entry["shape"]), DTYPES.get(entry["dtype"], entry["dtype"]))

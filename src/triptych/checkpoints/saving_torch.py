@@ -1,6 +1,7 @@
 """A PyTorch model → the files of a checkpoint, all of them or nothing."""
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,9 @@ from triptych.checkpoints import pickle_torch, safetensors_file
 from triptych.checkpoints.index import StoredTensor, make_index, parse_size, plan_shards, shard_names
 from triptych.checkpoints.loading_torch import is_any_of
 from triptych.checkpoints.names import FORMATS, PICKLE, SAFETENSORS
-from triptych.errors import SaveError
+from triptych.errors import LoadingWarning, SaveError
 from triptych.files import staged_folder, write_json
+from triptych.generation.configuration import GENERATION_CONFIG_NAME
 
 if TYPE_CHECKING:
     from triptych.modeling_torch import PreTrainedModel
@@ -47,7 +49,7 @@ def save(
     files = shard_names(form, variant, len(shards))
 
     def is_old(name: str) -> bool:
-        return any(each.owns(name, variant) for each in FORMATS)
+        return form.owns(name, variant)
 
     with staged_folder(folder, replaces=is_old) as stage:
         for file, names in _with_progress(list(zip(files, shards, strict=True))):
@@ -63,6 +65,14 @@ def save(
             total = sum({tensor.storage: tensor.nbytes for tensor in stored}.values())
             write_json(stage / form.index_name(variant), make_index(weight_map, total))
         _write_configuration(model, state, stage)
+    first = FORMATS[0]
+    if form is not first and any(first.owns(path.name, variant) for path in folder.iterdir()):
+        warnings.warn(
+            f"{folder} also holds {first.file_name(variant)} or its shards, which is what from_pretrained reads. "
+            "Remove them, or load with use_safetensors=False, if they are older.",
+            LoadingWarning,
+            stacklevel=4,
+        )
 
 
 def _write_configuration(model: "PreTrainedModel", state: Mapping[str, Tensor], stage: Path) -> None:
@@ -72,7 +82,7 @@ def _write_configuration(model: "PreTrainedModel", state: Mapping[str, Tensor], 
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(stage)
     if model.can_generate() and model.generation_config is not None:
-        model.generation_config.save_pretrained(stage)
+        model.generation_config.to_json_file(stage / GENERATION_CONFIG_NAME)
 
 
 def _check_in_memory(state: Mapping[str, Tensor]) -> None:

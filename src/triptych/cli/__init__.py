@@ -1,6 +1,7 @@
 """The command line: `triptych COMMAND …`, one module per command.
 
-Output is for people; `--json` gives the same facts to programs. An error is one line and a non-zero exit.
+Output is for people; `--json` gives the same facts to programs. An error is one line and a non-zero exit; with
+TRIPTYCH_TRACEBACK=1 in the environment it is Python's traceback, for reports.
 """
 
 import os
@@ -46,6 +47,10 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        typer.secho(f"Error: {' '.join(str(error).split())}", err=True, fg=typer.colors.RED)
+    except Exception as error:
+        if "TRIPTYCH_TRACEBACK" in os.environ:
+            raise
+        text = " ".join(str(error).split())
+        known = isinstance(error, OSError | ValueError | TypeError | ImportError)
+        typer.secho(f"Error: {text if known else f'{type(error).__name__}: {text}'}", err=True, fg=typer.colors.RED)
         sys.exit(1)

@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from triptych import hub, pretrained
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 def inspect(
@@ -29,10 +32,11 @@ def describe(model: str) -> dict[str, Any]:
     from triptych.auto import AutoConfig
     from triptych.checkpoints.checkpoint import open_checkpoint
     from triptych.checkpoints.locate import find_weights
+    from triptych.checkpoints.names import SAFETENSORS
 
     config = AutoConfig.from_pretrained(model)
     files = find_weights(model, hub.pop_options({}))
-    with open_checkpoint(files, "np") as checkpoint:
+    with open_checkpoint(files, "np" if files.format is SAFETENSORS else "pt") as checkpoint:
         tensors = dict(checkpoint.tensors)
     parameters = sum(_count(info.shape) for info in tensors.values())
     return {
@@ -66,10 +70,18 @@ def _files(weights: tuple[Path, ...]) -> list[Path]:
     return [path for path in weights[0].parent.iterdir() if path.is_file()]
 
 
+def _plain(text: str) -> "Text":
+    """Text from a file or a folder's name as it is: no mark-up, and no control characters that a terminal obeys."""
+    from rich.text import Text
+
+    return Text("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text))
+
+
 def _print(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.filesize import decimal
     from rich.table import Table
+    from rich.text import Text
 
     weights = facts["memory"]["weights"]
     rows = {
@@ -86,10 +98,12 @@ def _print(facts: dict[str, Any]) -> None:
     }
     summary = Table.grid(padding=(0, 2))
     for name, value in rows.items():
-        summary.add_row(f"[bold]{name}", value)
+        summary.add_row(Text(name, "bold"), _plain(value))
     listing = Table("file", box=None, padding=(0, 2, 0, 0))
     listing.add_column("size", justify="right")
     for name, size in facts["files"].items():
-        listing.add_row(name, decimal(size))
+        listing.add_row(_plain(name), decimal(size))
     console = Console(highlight=False)
-    console.print(f"[bold]{facts['model']}[/bold]\n", summary, "", listing, sep="\n")
+    title = _plain(facts["model"])
+    title.stylize("bold")
+    console.print(title, "", summary, "", listing, sep="\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from triptych import hub
-from triptych.configuration import CODE_KEYS, FORMAT_VERSION
+from triptych.configuration import FORMAT_VERSION, data_only
 from triptych.files import read_json, staged_folder
 
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -211,8 +211,7 @@ class GenerationConfig:
             raise ValueError(
                 "Only options that fit each other are saved. " + " ".join(str(warning.message) for warning in found)
             )
-        with staged_folder(save_directory) as staging:
-            self.to_json_file(staging / os.fspath(config_file_name or GENERATION_CONFIG_NAME))
+        self.to_json_file(Path(save_directory) / os.fspath(config_file_name or GENERATION_CONFIG_NAME))
 
     # -- as a dict and as JSON -----------------------------------------------------------------------------------
 
@@ -223,12 +222,9 @@ class GenerationConfig:
         With `return_unused_kwargs=True` the result is (options, {}): every keyword argument is an option.
         """
         return_unused = kwargs.pop("return_unused_kwargs", False)
-        kept = {
-            name: value
-            for name, value in config_dict.items()
-            if name not in CODE_KEYS and (not name.startswith("_") or name == "_from_model_config")
-        }
-        config = cls(**(kept | kwargs))
+        kept = data_only(cls, config_dict)
+        origin = {name: config_dict[name] for name in ("_from_model_config",) if name in config_dict}
+        config = cls(**(kept | origin | kwargs))
         return (config, {}) if return_unused else config
 
     @classmethod
@@ -277,8 +273,10 @@ class GenerationConfig:
         return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
     def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
-        """Write the JSON text to a file."""
-        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8", newline="\n")
+        """Write the JSON text to a file, whole or not at all."""
+        path = Path(json_file_path)
+        with staged_folder(path.parent) as staging:
+            (staging / path.name).write_text(self.to_json_string(use_diff), encoding="utf-8", newline="\n")
 
     def update(self, **kwargs: Any) -> dict[str, Any]:
         """Set the options among the keyword arguments; returns the others."""

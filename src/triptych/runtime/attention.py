@@ -146,7 +146,7 @@ def check_implementation(name: str | None) -> str:
     """
     if name is None:
         return DEFAULT_IMPLEMENTATION
-    if name not in IMPLEMENTATIONS:
+    if not isinstance(name, str) or name not in IMPLEMENTATIONS:
         raise ValueError(f"attn_implementation must be one of {', '.join(IMPLEMENTATIONS)}; got {name!r}.")
     return name
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from triptych.configuration import PretrainedConfig
+from triptych.configuration import MAX_LAYERS, PretrainedConfig, require_positive_ints
 
 ATTENTION_KINDS = ("global", "local")
 
@@ -45,6 +45,17 @@ class GPTNeoConfig(PretrainedConfig):
         eos_token_id: int | None = 50256,
         **kwargs: Any,
     ) -> None:
+        require_positive_ints(
+            vocab_size=vocab_size,
+            max_position_embeddings=max_position_embeddings,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            intermediate_size=1 if intermediate_size is None else intermediate_size,
+            window_size=window_size,  # a token sees itself
+        )
+        if num_layers > MAX_LAYERS:
+            raise ValueError(f"num_layers must be at most {MAX_LAYERS:,}; got {num_layers:,}.")
         self.vocab_size = vocab_size
         self.max_position_embeddings = max_position_embeddings
         self.hidden_size = hidden_size
@@ -60,7 +71,7 @@ class GPTNeoConfig(PretrainedConfig):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.initializer_range = initializer_range
         self.use_cache = use_cache
-        self.attention_layers = self.expand_attention_types_params(attention_types)
+        self.attention_layers = self.expand_attention_types_params(attention_types, num_layers)
         self.attention_types = [[list(kinds), repeats] for kinds, repeats in attention_types]
         self._check_attention(kwargs.pop("attention_layers", None))
         super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, **kwargs)
@@ -73,30 +84,29 @@ class GPTNeoConfig(PretrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     @staticmethod
-    def expand_attention_types_params(attention_types: Sequence[Any]) -> list[str]:
+    def expand_attention_types_params(attention_types: Sequence[Any], num_layers: int | None = None) -> list[str]:
         """One kind per layer: [[["global", "local"], 2]] gives ["global", "local", "global", "local"].
 
-        Raises: ValueError when it is no list of [kinds, repeats] pairs.
+        Raises: ValueError when it is no list of [kinds, repeats] pairs, or does not describe `num_layers` layers.
         """
         if not _are_kinds_and_repeats(attention_types):
             raise ValueError(
                 'attention_types must be a list of [kinds, repeats] pairs, for example [[["global", "local"], 12]]; '
                 f"got {attention_types!r}."
             )
+        described = sum(len(kinds) * max(repeats, 0) for kinds, repeats in attention_types)
+        if num_layers is not None and described != num_layers:
+            raise ValueError(
+                f"attention_types must describe num_layers={num_layers} layers; it describes {described}. "
+                f'Pass, for example, attention_types=[[["global"], {num_layers}]].'
+            )
         return [kind for kinds, repeats in attention_types for _ in range(repeats) for kind in kinds]
 
     def _check_attention(self, stored_layers: list[str] | None) -> None:
-        if not isinstance(self.window_size, int) or self.window_size < 1:
-            raise ValueError(f"window_size must be a positive int, as a token sees itself; got {self.window_size!r}.")
         layers = self.attention_layers
         unknown = sorted(set(layers) - set(ATTENTION_KINDS))
         if unknown:
             raise ValueError(f"attention_types may name 'global' and 'local'; got {', '.join(map(repr, unknown))}.")
-        if len(layers) != self.num_layers:
-            raise ValueError(
-                f"attention_types must describe num_layers={self.num_layers} layers; it describes {len(layers)}. "
-                f'Pass, for example, attention_types=[[["global"], {self.num_layers}]].'
-            )
         if stored_layers is not None and list(stored_layers) != layers:
             raise ValueError(
                 f"attention_layers {stored_layers} is not what attention_types {self.attention_types} expands to. "
