@@ -1,6 +1,6 @@
 """How fast `generate` writes, beside the reference.
 
-    python benchmarks/generation.py --reference /path/to/its/python --json
+    python benchmarks/generation.py --peer PYTHON --json
 
 Both libraries hold a GPT Neo of 12 layers × 768 with random weights, each in a process of its own that waits for its
 turn; runs alternate. Tokens per second count the new tokens of all rows and the prompt's time, in the fastest run.
@@ -117,7 +117,7 @@ def measure(workers: dict[str, Worker], arguments: argparse.Namespace) -> list[d
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", help="a Python interpreter that has Transformers")
+    parser.add_argument("--peer", help="a Python interpreter that has Transformers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new", type=int, default=48, help="new tokens per row")
     parser.add_argument("--threads", type=int, default=2)
@@ -126,15 +126,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     workers = {"triptych": Worker(sys.executable, "triptych", arguments)}
-    if arguments.reference:
-        workers["reference"] = Worker(arguments.reference, "transformers", arguments)
+    if arguments.peer:
+        workers["reference"] = Worker(arguments.peer, "transformers", arguments)
     try:
         rows = measure(workers, arguments)
     finally:
         for worker in workers.values():
             worker.stop()
     if arguments.json:
-        settings = vars(arguments) | {"reference": bool(arguments.reference)}
+        settings = vars(arguments) | {"reference": bool(arguments.peer)}
         print(json.dumps({"settings": settings, "rows": rows}, indent=2))
         return
     print(f"{'case':40} {'unit':>9} {'triptych':>9} {'reference':>9} {'times as fast':>14}")

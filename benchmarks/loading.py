@@ -1,6 +1,6 @@
 """How long `from_pretrained` takes and how much memory it peaks at, beside the reference.
 
-    python benchmarks/loading.py --gigabytes 1 --reference /path/to/its/python --json
+    python benchmarks/loading.py --gigabytes 1 --peer PYTHON --json
 
 A GPT Neo with random weights is saved into a temporary folder. Each load runs in a process of its own, libraries
 alternating; "touched" adds reading every weight once, as memory-mapped weights cost nothing before that.
@@ -73,7 +73,7 @@ def measure(python: str, package: str, folder: Path, options: dict[str, object])
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", help="a Python interpreter that has Transformers")
+    parser.add_argument("--peer", help="a Python interpreter that has Transformers")
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--max-shard-size", default="5GB")
@@ -82,8 +82,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     libraries = {"triptych": (sys.executable, "triptych.models.gpt_neo.modeling_torch")}
-    if arguments.reference:
-        libraries["reference"] = (arguments.reference, "transformers")
+    if arguments.peer:
+        libraries["reference"] = (arguments.peer, "transformers")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         size = make_checkpoint(folder, arguments.gigabytes, arguments.dtype, arguments.max_shard_size)

@@ -1,8 +1,8 @@
 """How fast the tokenizers are, beside the reference: ratios of times, measured in turns.
 
-    python benchmarks/tokenization.py [REFERENCE_PYTHON] [--text FILE ...] [--json]
+    python benchmarks/tokenization.py [--peer PYTHON] [--text FILE ...] [--json]
 
-REFERENCE_PYTHON is an interpreter that has Transformers; without it only our own times are shown. Each round runs
+PYTHON is an interpreter that has Transformers; without it only our own times are shown. Each round runs
 both libraries, each in a process of its own; the best of the rounds counts. Without --text, the text is drawn from
 GPT-2's vocabulary.
 """
@@ -113,7 +113,7 @@ def main():
     if sys.argv[1:2] == ["--worker"]:
         return worker(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reference", nargs="?", help="an interpreter that has Transformers")
+    parser.add_argument("--peer", help="an interpreter that has Transformers")
     parser.add_argument("--text", nargs="*", type=Path, help="text files to encode")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -124,7 +124,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         text_file = Path(folder, "text")
         text_file.write_text(text or drawn_text(vocab), encoding="utf-8")
-        best, same, tokens = measure(options.reference, vocab, merges, str(text_file), options.rounds)
+        best, same, tokens = measure(options.peer, vocab, merges, str(text_file), options.rounds)
     if options.json:
         return print(json.dumps({"milliseconds": best, "tokens": tokens, "same_ids": same}, indent=2))
     return show(best, same, tokens)
