@@ -17,6 +17,13 @@ OFFERED = (
     "GPTNeoForSequenceClassification",
     "GPTNeoForTokenClassification",
     "GPTNeoModel",
+    "OpenAIGPTConfig",
+    "OpenAIGPTDoubleHeadsModel",
+    "OpenAIGPTForSequenceClassification",
+    "OpenAIGPTLMHeadModel",
+    "OpenAIGPTModel",
+    "OpenAIGPTTokenizer",
+    "OpenAIGPTTokenizerFast",
 )
 METHODS = {"init": ("__init__",), "call": ("call", "__call__")}  # the others have their own name
 STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}

@@ -14,6 +14,8 @@ from triptych import (
     GPTNeoForCausalLM,
     GPTNeoForSequenceClassification,
     GPTNeoModel,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
 )
 from triptych.activations_torch import ACTIVATIONS
 from triptych.errors import LoadingWarning
@@ -70,9 +72,17 @@ class AlwaysSeven(GPTNeoForCausalLM):
         return out
 
 
+class OpenAIGPTAlwaysSeven(OpenAIGPTLMHeadModel):
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits[..., 7] = 1e4
+        return out
+
+
 def test_generate_calls_a_users_own_forward(model, prompt):
-    own = AlwaysSeven(model.config)
-    assert own.generate(prompt, max_new_tokens=3)[0, -3:].tolist() == [7, 7, 7]
+    other_family = OpenAIGPTConfig(vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=32)
+    for own in (AlwaysSeven(model.config), OpenAIGPTAlwaysSeven(other_family)):
+        assert own.generate(prompt, max_new_tokens=3)[0, -3:].tolist() == [7, 7, 7]
 
 
 def test_generate_calls_hooks_on_the_model(model, prompt):

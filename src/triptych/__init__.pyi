@@ -69,12 +69,26 @@ from .models.gpt_neo.modeling_torch import (
     GPTNeoModel as GPTNeoModel,
     GPTNeoPreTrainedModel as GPTNeoPreTrainedModel,
 )
+from .models.openai_gpt.configuration import OpenAIGPTConfig as OpenAIGPTConfig
+from .models.openai_gpt.modeling_torch import (
+    OpenAIGPTDoubleHeadsModel as OpenAIGPTDoubleHeadsModel,
+    OpenAIGPTDoubleHeadsModelOutput as OpenAIGPTDoubleHeadsModelOutput,
+    OpenAIGPTForSequenceClassification as OpenAIGPTForSequenceClassification,
+    OpenAIGPTLMHeadModel as OpenAIGPTLMHeadModel,
+    OpenAIGPTModel as OpenAIGPTModel,
+    OpenAIGPTPreTrainedModel as OpenAIGPTPreTrainedModel,
+)
+from .models.openai_gpt.tokenization import OpenAIGPTTokenizer as OpenAIGPTTokenizer
+from .models.openai_gpt.tokenization_fast import OpenAIGPTTokenizerFast as OpenAIGPTTokenizerFast
 from .outputs import (
+    BaseModelOutput as BaseModelOutput,
     BaseModelOutputWithPast as BaseModelOutputWithPast,
     BaseModelOutputWithPastAndCrossAttentions as BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutput as CausalLMOutput,
     CausalLMOutputWithCrossAttentions as CausalLMOutputWithCrossAttentions,
     ModelOutput as ModelOutput,
     QuestionAnsweringModelOutput as QuestionAnsweringModelOutput,
+    SequenceClassifierOutput as SequenceClassifierOutput,
     SequenceClassifierOutputWithPast as SequenceClassifierOutputWithPast,
     TokenClassifierOutput as TokenClassifierOutput,
 )

@@ -23,8 +23,15 @@ FAMILIES: dict[str, dict[str, str]] = {
         "AutoModelForSequenceClassification": "GPTNeoForSequenceClassification",
         "AutoModelForTokenClassification": "GPTNeoForTokenClassification",
     },
+    "openai-gpt": {
+        "AutoConfig": "OpenAIGPTConfig",
+        "AutoTokenizer": "OpenAIGPTTokenizer",
+        "AutoModel": "OpenAIGPTModel",
+        "AutoModelForCausalLM": "OpenAIGPTLMHeadModel",
+        "AutoModelForSequenceClassification": "OpenAIGPTForSequenceClassification",
+    },
 }
-TOKENIZERS = ("GPT2Tokenizer",)
+TOKENIZERS = ("GPT2Tokenizer", "OpenAIGPTTokenizer")
 
 
 def _public(name: str) -> Any:

@@ -17,6 +17,8 @@ EXTRAS = {
     "jax": "flax",
     "flax": "flax",
     "msgpack": "flax",
+    "ftfy": "openai-gpt",
+    "spacy": "openai-gpt",
     "lightning": "train",
     "matplotlib": "train",
 }

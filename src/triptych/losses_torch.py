@@ -18,7 +18,7 @@ IGNORED = -100  # the label that does not count
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each token given those before it; logits (B, T, V), labels (B, T), not shifted.
+    """Mean cross-entropy of each token given those before it; logits (..., T, V), labels (..., T), not shifted.
 
     Raises: ValueError for labels of another shape; LabelError for a label outside the vocabulary.
     """
@@ -34,6 +34,14 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Raises: ValueError for labels of another shape; LabelError for a label that is no class.
     """
     return F.cross_entropy(logits.flatten(0, -2).float(), _checked_classes(labels, logits).flatten())
+
+
+def choice_loss(logits: Tensor, mc_labels: Tensor) -> Tensor:
+    """Mean cross-entropy of each row's right choice; logits (B, choices), mc_labels (B,).
+
+    Raises: ValueError for labels of another shape; LabelError for a label that is no choice.
+    """
+    return F.cross_entropy(logits.float(), _checked_classes(mc_labels.flatten(), logits, "mc_labels"))
 
 
 def sequence_loss(logits: Tensor, labels: Tensor, config: PretrainedConfig) -> Tensor:
@@ -82,21 +90,21 @@ def _problem_of(labels: Tensor, num_labels: int) -> str:
     return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
 
 
-def _check_shape(labels: Tensor, expected: Sequence[int]) -> None:
+def _check_shape(labels: Tensor, expected: Sequence[int], name: str = "labels") -> None:
     if tuple(labels.shape) != tuple(expected):
-        raise ValueError(f"labels must have shape {tuple(expected)}, that of the outputs; got {tuple(labels.shape)}.")
+        raise ValueError(f"{name} must have shape {tuple(expected)}, that of the outputs; got {tuple(labels.shape)}.")
 
 
-def _checked_classes(labels: Tensor, logits: Tensor) -> Tensor:
+def _checked_classes(labels: Tensor, logits: Tensor, name: str = "labels") -> Tensor:
     """The labels as ids on the logits' device, one for each row of logits (..., N): 0 to N - 1, or IGNORED."""
-    _check_shape(labels, logits.shape[:-1])
+    _check_shape(labels, logits.shape[:-1], name)
     labels, classes = labels.to(logits.device, torch.long), logits.shape[-1]
     if not torch.compiler.is_compiling():
         wrong = (labels != IGNORED) & ((labels < 0) | (labels >= classes))
         if bool(wrong.any()):
             place = wrong.nonzero()[0].tolist()
             raise LabelError(
-                f"labels must be from 0 to {classes - 1}, or {IGNORED} where none counts; got "
+                f"{name} must be from 0 to {classes - 1}, or {IGNORED} where none counts; got "
                 f"{labels[tuple(place)].item()} at {place}. Correct the label, or make a model with more of them."
             )
     return labels

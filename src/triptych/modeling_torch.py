@@ -5,7 +5,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 import torch.utils._pytree
@@ -16,11 +16,12 @@ from torch.utils.hooks import RemovableHandle
 from triptych import outputs
 from triptych.checkpoints import pretrained_torch
 from triptych.configuration import PretrainedConfig
-from triptych.errors import SequenceTooLongError, TokenIdError
 from triptych.generation import decoding_torch
 from triptych.generation.configuration import GenerationConfig
 from triptych.runtime.attention import check_implementation
 from triptych.runtime.cache import KeyValueCache
+
+_OutputClass = TypeVar("_OutputClass", bound=type[outputs.ModelOutput])
 
 
 class NextToken(NamedTuple):
@@ -357,6 +358,11 @@ class PreTrainedModel(nn.Module):
         watched = self._forward_hooks or self._forward_pre_hooks or "forward" in vars(self)
         return not watched and type(self).forward.__module__.startswith("triptych.")
 
+    @property
+    def decodes_with_cache(self) -> bool:
+        """Whether `generate` may feed new tokens alone, behind a cache."""
+        return True
+
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: the last position's logits and the cache that now holds the input."""
         raise TypeError(f"{type(self).__name__} has no language model head, so it cannot generate.")
@@ -412,6 +418,20 @@ def _require_grad(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     return output.requires_grad_(True)
 
 
+def kept_after_pruning(heads: list[int], gone: Iterable[int], head_dim: int) -> tuple[list[int], Tensor]:
+    """Those of `heads` that are not gone, and where their features are among the features of `heads`."""
+    gone = set(gone)
+    places = [place for place, head in enumerate(heads) if head not in gone]
+    features = torch.tensor([place * head_dim + d for place in places for d in range(head_dim)])
+    return [heads[place] for place in places], features
+
+
+def selected(weight: Tensor, dim: int, index: Tensor) -> nn.Parameter:
+    """Some rows or columns of a parameter, as a parameter that is trained or not as it was."""
+    kept = weight.detach().index_select(dim, index.to(weight.device)).contiguous()
+    return nn.Parameter(kept, requires_grad=weight.requires_grad)
+
+
 def _resize(layer: nn.Embedding | nn.Linear, size: int) -> None:
     """Give an Embedding or a bias-free Linear `size` rows: the old ones, then their mean. Its hooks stay."""
     old = layer.weight.data
@@ -428,81 +448,16 @@ def _resize(layer: nn.Embedding | nn.Linear, size: int) -> None:
             layer.padding_idx = None
 
 
-def check_token_ids(ids: Tensor, vocab_size: int, name: str = "input_ids") -> None:
-    """Refuse ids outside the vocabulary, before the embedding would.
-
-    On an accelerator a single new token is not checked: looking would make the host wait for every step.
-
-    Raises: TokenIdError naming the first such id and its place.
-    """
-    if torch.compiler.is_compiling() or ids.numel() == 0 or (ids.device.type != "cpu" and ids.shape[-1] == 1):
-        return
-    low, high = torch.aminmax(ids)
-    if low >= 0 and high < vocab_size:
-        return
-    place = ((ids < 0) | (ids >= vocab_size)).nonzero()[0].tolist()
-    raise TokenIdError(
-        f"{name} must be from 0 to {vocab_size - 1}, the vocabulary's size less one; got {ids[tuple(place)].item()} at "
-        f"{place}. Use the tokenizer that belongs to the model, or call resize_token_embeddings(len(tokenizer))."
-    )
-
-
-def check_length(needed: int, positions: int, past: int) -> None:
-    """Refuse more tokens than the model has positions, before any tensor work.
-
-    Raises: SequenceTooLongError with both numbers.
-    """
-    if needed > positions:
-        seen = f" ({past} of them in past_key_values)" if past else ""
-        raise SequenceTooLongError(
-            f"The model has {positions} positions but was given {needed} tokens{seen}. Shorten the input, for example "
-            f"with tokenizer(..., truncation=True, max_length={positions})."
-        )
-
-
-def check_positions(position_ids: Tensor, positions: int, batch: int, length: int) -> None:
-    """Refuse position ids (B, T), (1, T) or (T,) of another shape, or that the model has no embedding for.
-
-    Raises: ValueError; SequenceTooLongError naming the first position outside.
-    """
-    if position_ids.shape[-1] != length or position_ids.numel() not in (length, batch * length):
-        raise ValueError(f"position_ids must have shape {(batch, length)}; got {tuple(position_ids.shape)}.")
-    if torch.compiler.is_compiling() or position_ids.numel() == 0 or (position_ids.is_cuda and length == 1):
-        return
-    low, high = torch.aminmax(position_ids)
-    if low < 0 or high >= positions:
-        raise SequenceTooLongError(
-            f"position_ids must be from 0 to {positions - 1}, the model's positions less one; got "
-            f"{int(low if low < 0 else high)}. Shorten the input, or count positions from its first token."
-        )
-
-
-def per_layer_head_mask(head_mask: Tensor | None, num_layers: int, num_heads: int) -> list[Tensor | None]:
-    """The documented `head_mask`, (H,) for every layer or (layers, H), as one (H,) or None per layer.
-
-    Raises: ValueError for any other shape.
-    """
-    if head_mask is None:
-        return [None] * num_layers
-    if tuple(head_mask.shape) == (num_heads,):
-        return [head_mask] * num_layers
-    if tuple(head_mask.shape) == (num_layers, num_heads):
-        return list(head_mask)
-    raise ValueError(
-        f"head_mask must have shape (num_heads,) = {(num_heads,)} or (num_layers, num_heads) = "
-        f"{(num_layers, num_heads)}; got {tuple(head_mask.shape)}."
-    )
-
-
-def _register_output(output_class: type[outputs.ModelOutput]) -> None:
-    """Let torch look inside an output object, as data parallelism and export do."""
+def register_output(output_class: _OutputClass) -> _OutputClass:
+    """Let torch look inside an output object, as data parallelism and export do. Usable as a decorator."""
     torch.utils._pytree.register_pytree_node(
         output_class,
         lambda output: (list(output.values()), list(output.keys())),
         lambda values, names: output_class(**dict(zip(names, values, strict=True))),
         serialized_type_name=f"{output_class.__module__}.{output_class.__name__}",
     )
+    return output_class
 
 
 for _class in outputs.ModelOutput.__subclasses__():
-    _register_output(_class)
+    register_output(_class)

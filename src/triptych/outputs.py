@@ -80,6 +80,17 @@ def _named_pairs(given: Any) -> list[tuple[str, Any]] | None:
 
 
 @dataclass
+class BaseModelOutput(ModelOutput):
+    """`last_hidden_state` (B, T, C); `hidden_states`, one (B, T, C) more than layers; `attentions`, a (B, H, T, S)
+    per layer.
+    """
+
+    last_hidden_state: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
 class BaseModelOutputWithPast(ModelOutput):
     """`last_hidden_state` (B, T, C); `past_key_values`, a (key, value) pair of (B, H, S, D) per layer."""
 
@@ -103,6 +114,16 @@ class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
 
 
 @dataclass
+class CausalLMOutput(ModelOutput):
+    """`loss` (); `logits` (B, T, V); the rest as in the base model's output."""
+
+    loss: Any = None
+    logits: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
 class CausalLMOutputWithCrossAttentions(ModelOutput):
     """`loss` (); `logits` (B, T, V); the rest as in the base model's output."""
 
@@ -112,6 +133,16 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
     hidden_states: Any = None
     attentions: Any = None
     cross_attentions: Any = None
+
+
+@dataclass
+class SequenceClassifierOutput(ModelOutput):
+    """`loss` (); `logits` (B, num_labels); the rest as in the base model's output."""
+
+    loss: Any = None
+    logits: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """One .safetensors file (https://huggingface.co/docs/safetensors): a JSON header, then the bytes of each tensor."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,20 @@ def write_file(tensors: Mapping[str, Any], path: Path) -> None:
     frameworks.load("torch")
     from safetensors.torch import save_file
 
+    _write(save_file, tensors, path)
+
+
+def write_arrays(arrays: Mapping[str, Any], path: Path) -> None:
+    """Write NumPy arrays under PyTorch's names and with its mark, without PyTorch.
+
+    Raises: OSError or SafetensorError if they cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    _write(save_file, arrays, path)
+
+
+def _write(save_file: Callable[..., None], tensors: Mapping[str, Any], path: Path) -> None:
     path.touch()
     usual = path.stat().st_mode
     save_file(dict(tensors), str(path), metadata={"format": "pt"})

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from triptych import __version__
+from triptych.cli.convert import convert
 from triptych.cli.generate import generate
 from triptych.cli.inspect import inspect
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(inspect)
+app.add_typer(convert, name="convert")
 
 
 def _version(wanted: bool) -> None:

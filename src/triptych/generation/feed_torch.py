@@ -24,7 +24,7 @@ class Feed:
 
     def __init__(self, model: "PreTrainedModel", prompt: Prompt, room: int, options: GenerationConfig) -> None:
         self.model = model
-        self.cached = bool(options.use_cache)
+        self.cached = bool(options.use_cache) and model.decodes_with_cache
         self.copies = options.num_return_sequences if self.cached else 1  # still to be made
         self.prompt = prompt if self.cached else prompt.repeated(options.num_return_sequences)
         self.mask = _extended_mask(self.prompt.mask, room)

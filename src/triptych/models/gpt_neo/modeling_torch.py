@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from triptych.activations_torch import Activation
 from triptych.configuration import PretrainedConfig
-from triptych.losses_torch import last_token, next_token_loss, sequence_loss, span_loss, token_loss
-from triptych.modeling_torch import (
-    NextToken,
-    PreTrainedModel,
+from triptych.inputs_torch import (
     check_length,
-    check_positions,
-    check_token_ids,
+    counted_positions,
     per_layer_head_mask,
+    shape_of_inputs,
+    sum_of_embeddings,
 )
+from triptych.losses_torch import last_token, next_token_loss, sequence_loss, span_loss, token_loss
+from triptych.modeling_torch import NextToken, PreTrainedModel, kept_after_pruning, selected
 from triptych.models.gpt_neo.configuration import GPTNeoConfig
 from triptych.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
@@ -89,21 +89,13 @@ class GPTNeoSelfAttention(nn.Module):
 
     def prune(self, heads: Iterable[int]) -> None:
         """Take away heads, numbered as they were before any pruning."""
-        gone = set(heads)
-        places = [place for place, head in enumerate(self.kept_heads) if head not in gone]
-        self.kept_heads = [self.kept_heads[place] for place in places]
-        self.num_heads = len(places)
-        index = torch.tensor([p * self.head_dim + d for p in places for d in range(self.head_dim)])
+        self.kept_heads, features = kept_after_pruning(self.kept_heads, heads, self.head_dim)
+        self.num_heads = len(self.kept_heads)
         for layer in (self.q_proj, self.k_proj, self.v_proj):
-            layer.weight = _selected(layer.weight, 0, index)
-            layer.out_features = len(index)
-        self.out_proj.weight = _selected(self.out_proj.weight, 1, index)
-        self.out_proj.in_features = len(index)
-
-
-def _selected(weight: Tensor, dim: int, index: Tensor) -> nn.Parameter:
-    kept = weight.detach().index_select(dim, index.to(weight.device)).contiguous()
-    return nn.Parameter(kept, requires_grad=weight.requires_grad)
+            layer.weight = selected(layer.weight, 0, features)
+            layer.out_features = len(features)
+        self.out_proj.weight = selected(self.out_proj.weight, 1, features)
+        self.out_proj.in_features = len(features)
 
 
 class GPTNeoAttention(nn.Module):
@@ -239,15 +231,25 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
         layers = open_layers(past_key_values, config.num_layers) if use_cache or past_key_values is not None else None
         past = layers[0].length if layers else 0
         head_masks = per_layer_head_mask(head_mask, config.num_layers, config.num_heads)
-        batch, length, device = _shape_of_inputs(input_ids, inputs_embeds)
+        shape, device = shape_of_inputs(input_ids, inputs_embeds)
+        batch, length = math.prod(shape[:-1]), shape[-1]
         if attention_mask is not None and attention_mask.dim() > 2:
             attention_mask = attention_mask.flatten(0, -2)
         mask = AttentionMask.of(attention_mask, batch, length, past, device)
         if position_ids is None:
             check_length(past + length, config.max_position_embeddings, past)
-            self._warn_of_left_padding(attention_mask)
-            position_ids = torch.arange(past, past + length, device=device)
-        x = self._embed(input_ids, inputs_embeds, token_type_ids, position_ids, batch, length)  # (B, T, C)
+            position_ids = counted_positions(attention_mask, past, length, device)
+        x = sum_of_embeddings(
+            self.wte,
+            self.wpe,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            batch=batch,
+            length=length,
+        )
+        x = self.drop(x)  # (B, T, C)
 
         hidden_states, attentions = [], []
         for index, block in enumerate(self.h):
@@ -260,8 +262,7 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
                 x, weights = block(*inputs)
             attentions.append(weights)
         x = self.ln_f(x)
-        if input_ids is not None:
-            x = x.view(*input_ids.shape, -1)
+        x = x.view(*shape, -1)
         hidden_states.append(x)
 
         output = BaseModelOutputWithPastAndCrossAttentions(
@@ -271,54 +272,6 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()
-
-    def _warn_of_left_padding(self, attention_mask: Tensor | None) -> None:
-        """Say once that positions are counted from the padding on, as documented, which is seldom meant."""
-        if attention_mask is None or "left padding" in self.warnings_issued or torch.compiler.is_compiling():
-            return
-        if not bool((attention_mask[:, 0] != 0).all()):
-            self.warnings_issued["left padding"] = True
-            warnings.warn(
-                "The batch is padded on the left but position_ids were not given, so padding counts as positions. Pass "
-                "position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0), or use generate(), which does.",
-                stacklevel=2,
-            )
-
-    def _embed(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor,
-        batch: int,
-        length: int,
-    ) -> Tensor:
-        vocabulary = self.wte.num_embeddings
-        check_positions(position_ids, self.wpe.num_embeddings, batch, length)
-        if input_ids is not None:
-            check_token_ids(input_ids, vocabulary)
-            inputs_embeds = self.wte(input_ids.reshape(batch, length))
-        x = inputs_embeds + self.wpe(position_ids.reshape(-1, length))
-        if token_type_ids is not None:
-            if token_type_ids.numel() != batch * length:
-                raise ValueError(
-                    f"token_type_ids must have the shape of the input, {(batch, length)}; "
-                    f"got {tuple(token_type_ids.shape)}."
-                )
-            check_token_ids(token_type_ids, vocabulary, "token_type_ids")
-            x = x + self.wte(token_type_ids.reshape(batch, length))
-        out: Tensor = self.drop(x)
-        return out
-
-
-def _shape_of_inputs(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int, torch.device]:
-    """B, T and the input's device (offloaded weights have none); axes before the last are the batch, as documented."""
-    if input_ids is not None and inputs_embeds is None:
-        return math.prod(input_ids.shape[:-1]), input_ids.shape[-1], input_ids.device
-    if inputs_embeds is not None and input_ids is None:
-        return inputs_embeds.shape[0], inputs_embeds.shape[1], inputs_embeds.device
-    got = "neither" if input_ids is None else "both"
-    raise ValueError(f"The input is input_ids or inputs_embeds, one of the two; got {got}. Pass one of them.")
 
 
 def _run_again(

@@ -1,0 +1,1 @@
+"""OpenAI GPT (Radford et al., 2018)."""

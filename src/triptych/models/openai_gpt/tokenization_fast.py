@@ -1,0 +1,143 @@
+"""GPT's tokenizer on the engine of the `tokenizers` library; ids as `tokenization.py` gives with "basic"."""
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from triptych.errors import InvalidFileError
+from triptych.files import staged_folder
+from triptych.models.openai_gpt.tokenization import END_OF_WORD, OpenAIGPTTokenizer
+from triptych.tokenization.fast import PreTrainedTokenizerFast
+from triptych.tokenization.options import logger
+from triptych.tokenization.preparation import Ids
+from triptych.tokenization.special_tokens import str_of
+from triptych.tokenization.tensors import to_lists
+from triptych.tokenization.vocabulary import read_merges, read_vocabulary
+
+
+class OpenAIGPTTokenizerFast(PreTrainedTokenizerFast):
+    """Text ↔ ids with tokenizer.json, or with vocab.json and merges.txt.
+
+    Splits text as BERT does: `pre_tokenizer` is always "basic". Unlike the slow tokenizer it keeps the capitals of
+    added tokens, and unassigned characters, which become `unk_token`.
+    """
+
+    vocab_files_names: ClassVar[dict[str, str]] = {
+        "vocab_file": "vocab.json",
+        "merges_file": "merges.txt",
+        "tokenizer_file": "tokenizer.json",
+    }
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (may be set)
+    slow_tokenizer_class = OpenAIGPTTokenizer
+
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike[str] | None = None,
+        merges_file: str | os.PathLike[str] | None = None,
+        tokenizer_file: str | os.PathLike[str] | None = None,
+        unk_token: str | AddedToken = "<unk>",
+        **kwargs: Any,
+    ) -> None:
+        """Build the engine from tokenizer.json if there is one, else from the other two files.
+
+        Raises: CheckpointError naming the file that is missing or damaged; ValueError if files were not given.
+        """
+        if kwargs.get("pre_tokenizer", "basic") != "basic":
+            logger.warning(
+                "These files were made with pre_tokenizer=%r, and the fast tokenizer splits text in the basic way, so "
+                "some ids differ. Use OpenAIGPTTokenizer (or AutoTokenizer with use_fast=False) for the same ids.",
+                kwargs["pre_tokenizer"],
+            )
+        self._unknown = str_of(unk_token)
+        super().__init__(
+            vocab_file=vocab_file,
+            merges_file=merges_file,
+            tokenizer_file=tokenizer_file,
+            unk_token=unk_token,
+            **kwargs | {"pre_tokenizer": self.pre_tokenizer},
+        )
+
+    @property
+    def pre_tokenizer(self) -> str:
+        """How text is split into words: "basic"."""
+        return "basic"
+
+    @property
+    def do_lower_case(self) -> bool:
+        """True: the vocabulary has no capital letters."""
+        return True
+
+    def _make_backend(self, vocabulary: dict[str, Any]) -> Tokenizer:
+        vocab_file, merges_file = vocabulary["vocab_file"], vocabulary["merges_file"]
+        if vocab_file is None or merges_file is None:
+            raise ValueError(
+                "OpenAIGPTTokenizerFast needs tokenizer_file, or vocab_file and merges_file. "
+                "Use OpenAIGPTTokenizerFast.from_pretrained to load a folder or a hub name."
+            )
+        return word_backend(vocab_file, merges_file, self._unknown)
+
+    # The engine names an added token as its normaliser writes it ("newword" for "NewWord"); users named it themselves.
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The token of an id, or the tokens of a sequence of them; None for an id that has none."""
+        if isinstance(ids, int):
+            return self._written([ids])[0]
+        skipped = set(self.all_special_ids) if skip_special_tokens else frozenset()
+        return self._written([int(token_id) for token_id in ids if int(token_id) not in skipped])
+
+    def _written(self, ids: Ids) -> list[str | None]:
+        added = self.added_tokens_decoder
+        name = self._tokenizer.id_to_token
+        return [added[token_id].content if token_id in added else name(token_id) for token_id in ids]
+
+    def _decode(
+        self,
+        token_ids: Ids,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        special_ids = {i for i, t in self.added_tokens_decoder.items() if t.special} if skip_special_tokens else ()
+        tokens = self._written([token_id for token_id in token_ids if token_id not in special_ids])
+        text = self.convert_tokens_to_string([token for token in tokens if token is not None])
+        return self._cleaned(text, clean_up_tokenization_spaces)
+
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """The text of each sequence of ids (a list of sequences, or an array or tensor (B, T))."""
+        return [
+            self.decode(row, skip_special_tokens, clean_up_tokenization_spaces, **kwargs) for row in to_lists(sequences)
+        ]
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Write vocab.json and merges.txt; returns their paths."""
+        with staged_folder(save_directory) as stage:
+            names = [Path(path).name for path in self._tokenizer.model.save(str(stage), filename_prefix)]
+        return tuple(str(Path(save_directory, name)) for name in names)
+
+
+def word_backend(
+    vocab_file: str | os.PathLike[str], merges_file: str | os.PathLike[str], unk_token: str = "<unk>"
+) -> Tokenizer:
+    """The engine for a byte-pair encoding of lower-case words.
+
+    Raises: CheckpointError naming the file that is missing, damaged or of another vocabulary.
+    """
+    vocabulary = read_vocabulary(vocab_file)
+    merges = read_merges(merges_file, vocabulary)
+    try:
+        model = models.BPE(vocabulary, merges, unk_token=unk_token, end_of_word_suffix=END_OF_WORD, fuse_unk=False)
+    except Exception as error:  # the library raises no narrower class
+        raise InvalidFileError(f"{vocab_file} and {merges_file} make no vocabulary: {error}.") from error
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.BPEDecoder(suffix=END_OF_WORD)
+    return backend
