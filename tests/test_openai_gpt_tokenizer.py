@@ -149,6 +149,16 @@ def test_unknown_characters_are_the_unknown_token():
         assert tokenizer.convert_tokens_to_ids(["the</w>", "no such"]) == [tokenizer.get_vocab()["the</w>"], 0]
 
 
+def test_another_unknown_token_or_none_can_be_chosen():
+    slow = OpenAIGPTTokenizer(*FILES, unk_token="<New>", pre_tokenizer="basic")
+    assert slow("a中b").input_ids[1] == slow.unk_token_id == len(slow) - 1
+    fast = OpenAIGPTTokenizerFast(*FILES, unk_token=None)
+    assert fast("a 中 b").input_ids == fast("a b").input_ids
+    assert OpenAIGPTTokenizer(*FILES, unk_token=None, pre_tokenizer="basic").tokenize("A") == ["a</w>"]
+    with pytest.raises(ValueError, match=r"vocab\.json has no '<New>'"):
+        OpenAIGPTTokenizerFast(*FILES, unk_token="<New>")
+
+
 def test_unassigned_characters_go_slow_and_are_unknown_fast():
     assert SLOW("a\u0378").input_ids == SLOW("a").input_ids
     assert FAST.unk_token_id in FAST("a\u0378").input_ids

@@ -36,7 +36,7 @@ class OpenAIGPTTokenizer(PreTrainedTokenizer):
         self,
         vocab_file: str | os.PathLike[str],
         merges_file: str | os.PathLike[str],
-        unk_token: str | AddedToken = "<unk>",
+        unk_token: str | AddedToken | None = "<unk>",
         **kwargs: Any,
     ) -> None:
         """Read the vocabulary.

@@ -37,7 +37,7 @@ class OpenAIGPTTokenizerFast(PreTrainedTokenizerFast):
         vocab_file: str | os.PathLike[str] | None = None,
         merges_file: str | os.PathLike[str] | None = None,
         tokenizer_file: str | os.PathLike[str] | None = None,
-        unk_token: str | AddedToken = "<unk>",
+        unk_token: str | AddedToken | None = "<unk>",
         **kwargs: Any,
     ) -> None:
         """Build the engine from tokenizer.json if there is one, else from the other two files.
@@ -50,7 +50,7 @@ class OpenAIGPTTokenizerFast(PreTrainedTokenizerFast):
                 "some ids differ. Use OpenAIGPTTokenizer (or AutoTokenizer with use_fast=False) for the same ids.",
                 kwargs["pre_tokenizer"],
             )
-        self._unknown = str_of(unk_token)
+        self._unknown = None if unk_token is None else str_of(unk_token)
         super().__init__(
             vocab_file=vocab_file,
             merges_file=merges_file,
@@ -124,13 +124,19 @@ class OpenAIGPTTokenizerFast(PreTrainedTokenizerFast):
 
 
 def word_backend(
-    vocab_file: str | os.PathLike[str], merges_file: str | os.PathLike[str], unk_token: str = "<unk>"
+    vocab_file: str | os.PathLike[str], merges_file: str | os.PathLike[str], unk_token: str | None = "<unk>"
 ) -> Tokenizer:
-    """The engine for a byte-pair encoding of lower-case words.
+    """The engine for a byte-pair encoding of lower-case words; without `unk_token`, unknown characters are left out.
 
-    Raises: CheckpointError naming the file that is missing, damaged or of another vocabulary.
+    Raises: CheckpointError naming the file that is missing, damaged or of another vocabulary; ValueError if the
+        vocabulary lacks `unk_token`.
     """
     vocabulary = read_vocabulary(vocab_file)
+    if unk_token is not None and unk_token not in vocabulary:
+        raise ValueError(
+            f"unk_token must be in the vocabulary, and {os.fspath(vocab_file)} has no {unk_token!r}. "
+            "Pass the vocabulary's own, or None."
+        )
     merges = read_merges(merges_file, vocabulary)
     try:
         model = models.BPE(vocabulary, merges, unk_token=unk_token, end_of_word_suffix=END_OF_WORD, fuse_unk=False)
