@@ -1,10 +1,14 @@
 """What several test files need."""
 
+import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from triptych import cli
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may touch the network
 torch.set_num_threads(1)  # the models are too small to be shared out among threads
@@ -16,3 +20,22 @@ GOLDEN = Path(__file__).parent / "golden"
 def golden() -> Path:
     """The folder of outputs recorded from the reference."""
     return GOLDEN
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`run(*ARGUMENTS)` does what `triptych ARGUMENTS` does, and gives back what it wrote to stdout and stderr."""
+
+    def run(*arguments, stdin="", code=0):
+        monkeypatch.setattr(sys, "argv", ["triptych", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            cli.main()
+            got = 0
+        except SystemExit as done:
+            got = done.code or 0
+        written = capsys.readouterr()
+        assert got == code, written.err
+        return written
+
+    return run

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import triptych
 from triptych import (
@@ -16,6 +17,7 @@ from triptych import (
     AutoTokenizer,
     GPTNeoConfig,
     GPTNeoForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
 
@@ -95,6 +97,16 @@ def test_code_named_by_a_configuration_is_never_run(tmp_path, folder):
 def test_a_folder_without_files_says_what_was_looked_for(tmp_path):
     with pytest.raises(OSError, match=r"config\.json"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_of_no_family_loads_as_what_it_is(tmp_path):
+    engine = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    engine.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=engine, unk_token="?").save_pretrained(tmp_path)
+    for use_fast in (True, False):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path, use_fast=use_fast)
+        assert type(tokenizer) is PreTrainedTokenizerFast
+        assert tokenizer("b a c").input_ids == [1, 0, 2]
 
 
 def test_the_auto_classes_are_not_made_by_calling_them():

@@ -1,6 +1,5 @@
 """The command line, as a person and as a program meets it."""
 
-import io
 import json
 import subprocess
 import sys
@@ -9,28 +8,9 @@ from pathlib import Path
 import pytest
 
 import triptych
-from triptych import GPTNeoConfig, GPTNeoForCausalLM, cli
+from triptych import GPTNeoConfig, GPTNeoForCausalLM
 
 TRIPTYCH = str(Path(sys.executable).parent / "triptych")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run(*ARGUMENTS)` does what `triptych ARGUMENTS` does, and gives back what it wrote to stdout and stderr."""
-
-    def run(*arguments, stdin="", code=0):
-        monkeypatch.setattr(sys, "argv", ["triptych", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        try:
-            cli.main()
-            got = 0
-        except SystemExit as done:
-            got = done.code or 0
-        written = capsys.readouterr()
-        assert got == code, written.err
-        return written
-
-    return run
 
 
 def test_generate_continues_the_prompt_and_the_same_seed_writes_the_same_text(run):

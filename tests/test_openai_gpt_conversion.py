@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from hypothesis import given, strategies as st
 from safetensors.numpy import load_file
 
-from triptych import AutoModelForCausalLM, AutoTokenizer, OpenAIGPTModel, OpenAIGPTTokenizer, cli
+from triptych import AutoModelForCausalLM, AutoTokenizer, OpenAIGPTModel, OpenAIGPTTokenizer
 from triptych.checkpoints.renaming import Row, rename, rows_of
 from triptych.errors import CheckpointError, InvalidFileError, MissingFileError, SaveError
 from triptych.models.openai_gpt.conversion import ENCODER, MERGES, OPENAI_RELEASE, PARTS, SHAPES, convert
@@ -263,21 +262,6 @@ def test_a_tensor_that_is_missing_unused_or_of_another_shape_is_refused():
 
 
 # The command.
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run(*ARGUMENTS)` does what `triptych ARGUMENTS` does, and gives back what it wrote."""
-
-    def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["triptych", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        written = capsys.readouterr()
-        assert (done.value.code or 0) == code, written.err
-        return written
-
-    return run
 
 
 def test_the_command_converts_and_tells_what_it_made(release, tmp_path, run):

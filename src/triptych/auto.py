@@ -31,7 +31,9 @@ FAMILIES: dict[str, dict[str, str]] = {
         "AutoModelForSequenceClassification": "OpenAIGPTForSequenceClassification",
     },
 }
-TOKENIZERS = ("GPT2Tokenizer", "OpenAIGPTTokenizer")
+# By the names without "Fast". PreTrainedTokenizer is any that was built with `tokenizers`, and fast only.
+ANY_TOKENIZER = "PreTrainedTokenizer"
+TOKENIZERS = sorted({row["AutoTokenizer"] for row in FAMILIES.values()} | {ANY_TOKENIZER})
 
 
 def _public(name: str) -> Any:
@@ -103,7 +105,8 @@ class AutoTokenizer(_Auto):
         plain = name.removesuffix("Fast")
         if plain not in TOKENIZERS:
             raise ValueError(f"The tokenizer must be one of {', '.join(TOKENIZERS)}; got {name!r}.")
-        return _public(plain + "Fast" * use_fast).from_pretrained(pretrained_model_name_or_path, *inputs, **kwargs)
+        chosen = _public(plain + "Fast" * (use_fast or plain == ANY_TOKENIZER))
+        return chosen.from_pretrained(pretrained_model_name_or_path, *inputs, **kwargs)
 
     @classmethod
     def _class_in_files(cls, name_or_folder: str | Path, kwargs: dict[str, Any]) -> str | None:
