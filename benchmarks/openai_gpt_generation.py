@@ -1,6 +1,6 @@
 """What a generated token of OpenAI GPT costs behind a short and a long prefix, beside the reference.
 
-    python benchmarks/openai_gpt_generation.py --reference /path/to/its/python --threads 1 --json
+    python benchmarks/openai_gpt_generation.py --peer PYTHON --threads 1 --json
 
 Both libraries hold an OpenAI GPT of 12 layers × 768 with random weights, each in a process of its own that waits for
 its turn; runs alternate. The time per token is the median over a run's tokens, the prompt's left out, in the fastest
@@ -94,7 +94,7 @@ def measure(workers: dict[str, Worker], arguments: argparse.Namespace) -> list[d
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", help="a Python interpreter that has Transformers")
+    parser.add_argument("--peer", help="a Python interpreter that has Transformers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new", type=int, default=24, help="new tokens")
     parser.add_argument("--threads", type=int, default=2)
@@ -103,15 +103,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     workers = {"triptych": Worker(sys.executable, "triptych", arguments)}
-    if arguments.reference:
-        workers["reference"] = Worker(arguments.reference, "transformers", arguments)
+    if arguments.peer:
+        workers["reference"] = Worker(arguments.peer, "transformers", arguments)
     try:
         rows = measure(workers, arguments)
     finally:
         for worker in workers.values():
             worker.stop()
     if arguments.json:
-        settings = vars(arguments) | {"reference": bool(arguments.reference)}
+        settings = vars(arguments) | {"reference": bool(arguments.peer)}
         print(json.dumps({"settings": settings, "rows": rows}, indent=2))
         return
     print(f"{'prefix':>6} {'triptych':>9} {'reference':>9} {'times as fast':>14}   (ms per token)")
