@@ -33,7 +33,7 @@ def counted_positions(attention_mask: Tensor | None, past: int, length: int, dev
     looked at, as the host would wait for it.
     """
     look = attention_mask is not None and not torch.compiler.is_compiling() and (device.type == "cpu" or length > 1)
-    if look and attention_mask is not None and bool((attention_mask[:, 0] == 0).any()):
+    if look and attention_mask is not None and bool((attention_mask[..., 0] == 0).any()):
         warnings.warn(
             "The batch is padded on the left but position_ids were not given, so padding counts as positions. Pass "
             "position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0), or use generate(), which does.",

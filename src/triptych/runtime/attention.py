@@ -34,13 +34,15 @@ class AttentionMask:
     def of(
         cls, attention_mask: Tensor | None, batch: int, queries: int, past: int, device: torch.device
     ) -> "AttentionMask":
-        """From the documented `attention_mask` (B, S), 1 at tokens and 0 at padding.
+        """From the documented `attention_mask` (B, S), 1 at tokens and 0 at padding; B may be several axes.
 
         Raises: ValueError when its shape is not (B, past + queries).
         """
         keys = past + queries
         if attention_mask is None:
             return cls(queries, keys, device)
+        if attention_mask.dim() > 2:
+            attention_mask = attention_mask.flatten(0, -2)
         if tuple(attention_mask.shape) != (batch, keys):
             raise ValueError(
                 f"attention_mask must have shape (batch, past + new tokens) = {(batch, keys)}; "

@@ -233,8 +233,6 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
         head_masks = per_layer_head_mask(head_mask, config.num_layers, config.num_heads)
         shape, device = shape_of_inputs(input_ids, inputs_embeds)
         batch, length = math.prod(shape[:-1]), shape[-1]
-        if attention_mask is not None and attention_mask.dim() > 2:
-            attention_mask = attention_mask.flatten(0, -2)
         mask = AttentionMask.of(attention_mask, batch, length, past, device)
         if position_ids is None:
             check_length(past + length, config.max_position_embeddings, past)

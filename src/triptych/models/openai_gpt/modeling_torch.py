@@ -248,7 +248,6 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         past = layers[0].length if layers else 0
         check_length(past + length, config.n_positions, past)
         head_masks = per_layer_head_mask(head_mask, config.n_layer, config.n_head)
-        attention_mask = _as_rows(attention_mask)
         mask = AttentionMask.of(attention_mask, batch, length, past, device)
         if position_ids is None:
             position_ids = counted_positions(attention_mask, past, length, device)
@@ -575,7 +574,7 @@ class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
         x = x.reshape(-1, *x.shape[-2:])  # (B, T, C)
         batch, length = x.shape[:2]
         pad = self.config.pad_token_id
-        last = last_token(_as_rows(input_ids), _as_rows(attention_mask), pad, batch, length).to(x.device)
+        last = last_token(input_ids, attention_mask, pad, batch, length).to(x.device)
         logits = self.score(x[torch.arange(batch, device=x.device), last])  # (B, N)
         output = SequenceClassifierOutput(
             loss=sequence_loss(logits, labels, self.config) if labels is not None else None,
