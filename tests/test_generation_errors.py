@@ -135,7 +135,7 @@ def test_without_a_prompt_and_without_bos_there_is_nothing_to_start_from(idle_mo
 
 def test_a_model_without_a_head_cannot_generate() -> None:
     model = GPTNeoForTokenClassification(GPTNeoConfig(**CONFIG))
-    with pytest.raises(TypeError, match="GPTNeoForTokenClassification has no language model head"):
+    with pytest.raises(TypeError, match="GPTNeoForTokenClassification cannot generate"):
         model.generate(IDS)
 
 

@@ -100,9 +100,7 @@ def _own_options(model: Any) -> GenerationConfig:
     """The model's own options; while they are as its configuration gave them, they follow later changes of that."""
     own = model.generation_config
     if own is None:
-        raise TypeError(
-            f"{type(model).__name__} has no language model head, so it cannot generate. Load the …ForCausalLM class."
-        )
+        raise TypeError(f"{type(model).__name__} cannot generate. Load the weights with AutoModelForCausalLM.")
     if own.is_as_made_from_model_config():
         current = GenerationConfig.from_model_config(model.config)
         if current != own:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -17,6 +18,22 @@ from triptych.tokenization.options import Lengths, PaddingStrategy, Request, Tru
 from triptych.tokenization.preparation import Ids
 from triptych.tokenization.special_tokens import LIST_NAME, NAMES, Token, from_json, special, str_of, to_json
 from triptych.tokenization.tensors import to_lists
+
+
+class _Lock:
+    """Held while the engine has one call's padding and truncation set. A copy, also a pickled one, is a new lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type["_Lock"], tuple[()]]:
+        return (_Lock, ())
 
 
 class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
@@ -47,6 +64,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._vocabulary_end: tuple[int, int] | None = None
+        self._engine_in_use = _Lock()
         super().__init__(**kwargs)
         # The engine gives ids in the order of arrival, so the stored tokens come first and by id.
         known = self.added_tokens_encoder
@@ -54,6 +72,13 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         arrived = known.keys() | {token.content for token in new}
         new += [special(token) for token in self.all_special_tokens_extended if str_of(token) not in arrived]
         self._tokenizer.add_tokens(new)
+        for token_id, token in stored.items():
+            if self._tokenizer.token_to_id(token.content) != int(token_id):
+                raise InvalidFileError(
+                    f"The added token {token.content!r} has the id {token_id} in the files, but the engine, which "
+                    f"counts on from the vocabulary, gives it {self._tokenizer.token_to_id(token.content)}. Load the "
+                    "tokenizer with use_fast=False."
+                )
 
     def _make_backend(self, vocabulary: dict[str, Any]) -> Tokenizer:
         """The engine from the vocabulary's own files: the paths (or None) by their names in `vocab_files_names`."""
@@ -170,13 +195,16 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
                 f"{type(self).__name__} encodes a str, not a list. For words, pass is_split_into_words=True; "
                 "for tokens, use convert_tokens_to_ids; for ids, prepare_for_model."
             )
-        self._set_lengths(request.lengths)
         item = text if text_pair is None else (text, text_pair)
-        try:
-            encoding = self._tokenizer.encode(text, text_pair, request.is_split_into_words, request.add_special_tokens)
-        except BaseException as error:  # the engine's panics are no Exception
-            self._explain(error, [item], request)
-            raise
+        with self._engine_in_use:
+            self._set_lengths(request.lengths)
+            try:
+                encoding = self._tokenizer.encode(
+                    text, text_pair, request.is_split_into_words, request.add_special_tokens
+                )
+            except BaseException as error:  # the engine's panics are no Exception
+                self._explain(error, [item], request)
+                raise
         result = self._columns([encoding], request)
         if request.columns.tensors is not None or request.columns.overflowing_tokens:
             return result
@@ -185,14 +213,15 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
 
     def _encode_many(self, items: Sequence[Any], request: Request, **kwargs: Any) -> BatchEncoding:
         _no_further_options(type(self).__name__, kwargs)
-        self._set_lengths(request.lengths)
-        try:
-            encodings = self._tokenizer.encode_batch(
-                list(items), request.is_split_into_words, request.add_special_tokens
-            )
-        except BaseException as error:  # the engine's panics are no Exception
-            self._explain(error, items, request)
-            raise
+        with self._engine_in_use:
+            self._set_lengths(request.lengths)
+            try:
+                encodings = self._tokenizer.encode_batch(
+                    list(items), request.is_split_into_words, request.add_special_tokens
+                )
+            except BaseException as error:  # the engine's panics are no Exception
+                self._explain(error, items, request)
+                raise
         return self._columns(encodings, request)
 
     def _columns(self, encodings: list[Encoding], request: Request) -> BatchEncoding:

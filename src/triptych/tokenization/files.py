@@ -8,7 +8,7 @@ tokenizer.json           everything, for the engine of the fast tokenizers
 """
 
 import os
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,28 @@ CONFIG, SPECIAL, ADDED, BACKEND = (
 )
 
 # In tokenizer_config.json, but about the file or about code: not for the constructor.
-_NOT_OPTIONS = ("tokenizer_class", "auto_map", "init_inputs", "fast_tokenizer_files", "tokenizer_file")
+_NOT_OPTIONS = (
+    "tokenizer_class",
+    "auto_map",
+    "init_inputs",
+    "fast_tokenizer_files",
+    "tokenizer_file",
+    "tokenizer_object",
+    "special_tokens_map_file",
+    "self",
+)
+# What the stored options may be, where another kind of value would be noticed only later, or not at all.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "model_max_length": ("a positive number", lambda v: v is None or (is_number(v) and v > 0)),
+    "padding_side": ("'left' or 'right'", lambda v: v in ("left", "right")),
+    "truncation_side": ("'left' or 'right'", lambda v: v in ("left", "right")),
+    "add_prefix_space": ("true or false", lambda v: isinstance(v, bool)),
+    "add_bos_token": ("true or false", lambda v: isinstance(v, bool)),
+    "errors": ("strict, replace or ignore", lambda v: v in ("strict", "replace", "ignore")),
+    "model_input_names": ("a list of names", lambda v: isinstance(v, list) and set(map(type, v)) == {str}),
+    "added_tokens_decoder": ("a map from ids to tokens", lambda v: isinstance(v, dict)),
+}
+MAX_ID = 2**31  # ids are 32-bit in the engine
 # Where the tokenizer came from: not for the file.
 _NOT_SAVED = ("name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file", *_NOT_OPTIONS)
 # Attributes that may have been set since: written if they are options already, or differ from the class's default.
@@ -55,7 +76,7 @@ def load(cls: "type[T]", name: str | os.PathLike[str], init_inputs: Iterable[Any
         for filename in (CONFIG, SPECIAL, ADDED)
         if (path := hub.resolve_file(name, filename, required=False, **where)) is not None
     }
-    options = _options(found, kwargs)
+    options = _options(found, kwargs, cls.vocab_files_names)
     options = {**vocabulary, **options, **kwargs, "name_or_path": os.fspath(name)}
     _give_flags(options)
     return cls(*init_inputs, **options)
@@ -90,13 +111,19 @@ def _vocabulary(
         raise MissingFileError(f"{cls.__name__} needs {' and '.join(names.values())}{other}. {error}") from error
 
 
-def _options(found: Mapping[str, Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's options that the files store."""
+def _options(found: Mapping[str, Path], overrides: Mapping[str, Any], vocabulary: Container[str]) -> dict[str, Any]:
+    """The constructor's options that the files store; where the `vocabulary` is, is found in the folder alone.
+
+    Raises: InvalidFileError naming the file and the option of a wrong kind.
+    """
     config = read_json(found[CONFIG]) if CONFIG in found else {}
+    for name, (rule, is_right) in _KINDS.items():
+        if name in config and not is_right(config[name]):
+            raise InvalidFileError(f"{name} in {found[CONFIG]} must be {rule}; got {config[name]!r}.")
     options = {
         name: _token(value, found[CONFIG]) if name in NAMES or _is_token(value) else value
         for name, value in config.items()
-        if name not in _NOT_OPTIONS
+        if name not in _NOT_OPTIONS and name not in vocabulary
     }
     if "added_tokens_decoder" in options:
         options["added_tokens_decoder"] = _stored_by_id(options["added_tokens_decoder"], found[CONFIG])
@@ -116,20 +143,43 @@ def _is_token(value: Any) -> bool:
 def _token(value: Any, path: Path) -> Any:
     if isinstance(value, list):
         return [_token(item, path) for item in value]
-    if not isinstance(value, dict):
+    if value is None or isinstance(value, str):
         return value
-    if not isinstance(value.get("content"), str):
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
         raise InvalidFileError(f"A token in {path} must have its text as 'content', and one is {value!r}.")
-    return from_json(value)
+    try:
+        return from_json(value)
+    except TypeError as error:
+        raise InvalidFileError(f"The token {value!r} in {path} must have true or false as its flags.") from error
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _checked_ids(tokens: Iterable[tuple[Any, AddedToken]], path: Path) -> dict[int, AddedToken]:
+    """Id → token.
+
+    Raises: InvalidFileError naming the file and an id that is none, is given twice, or has no text.
+    """
+    by_id: dict[int, AddedToken] = {}
+    for given, token in tokens:
+        is_id = (isinstance(given, int) and not isinstance(given, bool)) or (isinstance(given, str) and given.isdigit())
+        if not is_id or not 0 <= int(given) < MAX_ID or int(given) in by_id or not token.content:
+            raise InvalidFileError(
+                f"{path} must give each added token, with a text, an id of its own from 0 to {MAX_ID - 1}; "
+                f"{token.content!r} has {given!r}."
+            )
+        by_id[int(given)] = token
+    return by_id
 
 
 def _stored_by_id(value: Any, path: Path) -> dict[int, AddedToken]:
-    try:
-        return {int(token_id): _token(fields, path) for token_id, fields in value.items()}
-    except (AttributeError, ValueError) as error:
-        if isinstance(error, InvalidFileError):
-            raise
-        raise InvalidFileError(f"added_tokens_decoder in {path} must map ids to tokens: {error}.") from error
+    for fields in value.values():
+        if not isinstance(fields, dict):
+            raise InvalidFileError(f"added_tokens_decoder in {path} must map ids to tokens, and one is {fields!r}.")
+    return _checked_ids(((token_id, _token(fields, path)) for token_id, fields in value.items()), path)
 
 
 def _by_id(ids: Mapping[str, Any], options: Mapping[str, Any], path: Path) -> dict[int, AddedToken]:
@@ -140,16 +190,14 @@ def _by_id(ids: Mapping[str, Any], options: Mapping[str, Any], path: Path) -> di
         for token in value if isinstance(value, list) else [value]:
             if token is not None:
                 roles[str_of(token)] = token
-    tokens: dict[int, AddedToken] = {}
-    for text, token_id in ids.items():
-        if not isinstance(token_id, int):
-            raise InvalidFileError(f"{path} must map tokens to ids, and {text!r} has {token_id!r}.")
+
+    def added(text: str) -> AddedToken:
         role = roles.get(text)
         if isinstance(role, AddedToken):
-            tokens[token_id] = from_json(to_json(role), special=True)
-        else:
-            tokens[token_id] = AddedToken(text, normalized=role is None, special=role is not None)
-    return tokens
+            return from_json(to_json(role), special=True)
+        return AddedToken(text, normalized=role is None, special=role is not None)
+
+    return _checked_ids(((token_id, added(text)) for text, token_id in ids.items()), path)
 
 
 def _give_flags(options: dict[str, Any]) -> None:

@@ -28,5 +28,7 @@ def pad_columns(columns: dict[str, Any], length: int, fill: Mapping[str, int], s
 
 def pad_row(row: list[int], length: int, filler: int, side: str) -> list[int]:
     """The row with `filler` at its right or left end up to `length`."""
+    if side not in ("left", "right"):
+        raise ValueError(f"padding_side must be 'left' or 'right'; got {side!r}.")
     missing = [filler] * (length - len(row))
     return missing + row if side == "left" else row + missing

@@ -74,12 +74,14 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
 
     def _add_tokens(self, new_tokens: Sequence[Token], special_tokens: bool = False) -> int:
         known = self.get_vocab()
-        size = len(known)
+        size, free = len(known), self._id_limit()  # ids that the vocabulary leaves out stay free
         for token in new_tokens:
             text = str_of(token)
             if not text:
                 continue
-            token_id = known.setdefault(text, len(known))
+            if text not in known:
+                known[text], free = free, free + 1
+            token_id = known[text]
             if special_tokens:
                 new = special(token)
             elif isinstance(token, str):
@@ -88,6 +90,8 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
             else:
                 new = from_json(to_json(token))
             self._added_tokens.put(token_id, new)
+            if new.special and text not in self.all_special_tokens:
+                self._additional.append(new)
         self._vocabulary_end = None
         return len(known) - size
 

@@ -10,19 +10,21 @@ from triptych.tokenization.options import TensorType
 
 
 def maker(kind: TensorType) -> Callable[[Any], Any]:
-    """The function that turns a rectangular nest of ints into a tensor: int64 for "pt" and "np", int32 otherwise.
+    """The function that turns a rectangular nest of numbers into a tensor.
+
+    Ints become int64 for "pt" and "np", int32 otherwise; Python's floats float64 for "np", float32 otherwise.
 
     Raises: ImportError naming the extra to install if the framework is missing.
     """
     if kind is TensorType.PYTORCH:
         torch = frameworks.load("torch")
-        return lambda value: torch.from_numpy(as_array(value))
+        return lambda value: torch.from_numpy(_single(value))
     if kind is TensorType.TENSORFLOW:
         tensorflow = frameworks.load("tensorflow")
-        return lambda value: tensorflow.constant(_narrow(as_array(value)))
+        return lambda value: tensorflow.constant(_narrow(_single(value)))
     if kind is TensorType.JAX:
         jax_numpy = frameworks.load("jax").numpy
-        return lambda value: jax_numpy.asarray(_narrow(as_array(value)))
+        return lambda value: jax_numpy.asarray(_narrow(_single(value)))
     return as_array
 
 
@@ -33,6 +35,11 @@ def as_array(value: Any) -> Any:
     """
     array = np.asarray(value)
     return array.astype(np.int64) if array.size == 0 else array
+
+
+def _single(value: Any) -> Any:
+    array = as_array(value)
+    return array.astype(np.float32) if array.dtype == np.float64 and not is_tensor(value) else array
 
 
 def _narrow(array: Any) -> Any:

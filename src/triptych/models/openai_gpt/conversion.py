@@ -159,6 +159,12 @@ def _tokenizer(source: Path, config: OpenAIGPTConfig) -> OpenAIGPTTokenizerFast:
             f"{source / ENCODER} has {len(tokenizer)} tokens, and the model of {SHAPES} has {config.vocab_size}. "
             "Use the files of one release."
         )
+    strange = {token: i for token, i in tokenizer.get_vocab().items() if not 0 <= i < config.vocab_size}
+    if strange:
+        raise CheckpointError(
+            f"{source / ENCODER} must number its tokens from 0 to {config.vocab_size - 1}; got {strange}. "
+            "Use the files of one release."
+        )
     return tokenizer
 
 
@@ -189,7 +195,7 @@ def _open_part(path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
     try:
         # Maps the numbers of a .npy file and knows nothing else: `np.load` would also open archives.
         part = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, OverflowError, MemoryError, RecursionError) as error:
         raise InvalidFileError(
             f"{path} is no whole .npy file of plain numbers: {error}. Fetch it again; pickled objects are never read."
         ) from error

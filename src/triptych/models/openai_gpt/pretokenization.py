@@ -19,8 +19,8 @@ SPACY_LIBRARIES = ("ftfy", "spacy")
 # What ftfy leaves and the vocabulary lacks.
 REPLACED = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
 RUN_OF_ONE_MARK = re.compile(r"""([-~!";?+,)(\\/*\[\]}{|_])\1*""")
-AROUND_LINE_BREAKS = re.compile(r"\s*\n\s*")
 OTHER_SPACE = re.compile(r"[^\S\n]+")
+AROUND_LINE_BREAKS = re.compile(r" ?\n\s*")
 
 # Ideographs of Chinese; each is a word of its own.
 IDEOGRAPHS = (
@@ -38,7 +38,8 @@ IDEOGRAPHS = (
 def standardise(text: str) -> str:
     """Spaces around marks and line breaks, plain dashes and dots, no other white space in a row."""
     text = RUN_OF_ONE_MARK.sub(r" \g<0> ", text.translate(REPLACED))
-    return OTHER_SPACE.sub(" ", AROUND_LINE_BREAKS.sub(" \n ", text)).strip()
+    # Runs of spaces become one first: looking for a line break behind each of them would take time squared.
+    return AROUND_LINE_BREAKS.sub(" \n ", OTHER_SPACE.sub(" ", text)).strip()
 
 
 @cache

@@ -15,6 +15,7 @@ from typing import Any
 
 from triptych.errors import SequenceTooLongError
 from triptych.tokenization.base import PreTrainedTokenizerBase
+from triptych.tokenization.tensors import to_lists
 
 Ids = list[int]
 
@@ -79,7 +80,15 @@ def pad(rows: Any, pad_token_id: int) -> dict[str, Any]:
     rows: lists of ids in lists to any depth, such as (B,) rows, or (B, choices) rows of multiple choice.
     Returns: lists `input_ids` and `attention_mask` (..., T), and `mc_token_ids` (...): where the extract tokens are.
     """
+    if not isinstance(pad_token_id, int):
+        raise ValueError(
+            f"pad_token_id must be an int; got {pad_token_id!r}. A tokenizer without a pad token can be given one with "
+            "add_special_tokens({'pad_token': …}) and resize_token_embeddings; or pass any id, as padding is masked."
+        )
+    rows = to_lists(rows)
     width = max(_leaves(rows), default=0)
+    if width == 0:
+        raise ValueError(f"rows must hold a token at least; got {rows!r}.")
     return {
         "input_ids": _each(rows, lambda row: [*row, *[pad_token_id] * (width - len(row))]),
         "attention_mask": _each(rows, lambda row: [1] * len(row) + [0] * (width - len(row))),
