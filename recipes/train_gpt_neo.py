@@ -76,12 +76,12 @@ class Training(L.LightningModule):
         torch.manual_seed(torch.initial_seed() + self.global_step)
 
     def training_step(self, batch: Tensor, index: int) -> Tensor:  # (B, T) -> ()
-        loss = self.model(batch, labels=batch).loss
+        loss = self.model(batch, labels=batch, use_cache=False).loss
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Tensor, index: int) -> None:
-        self.log("valid_loss", self.model(batch, labels=batch).loss, prog_bar=True)
+        self.log("valid_loss", self.model(batch, labels=batch, use_cache=False).loss, prog_bar=True)
 
     def configure_optimizers(self) -> dict:
         matrices = [p for p in self.model.parameters() if p.dim() > 1]
@@ -109,7 +109,7 @@ def score(model: GPTNeoForCausalLM, ids: np.ndarray, num_bytes: int) -> dict[str
             labels[:, : length - stride] = -100
         counted = int((labels[:, 1:] != -100).sum())
         if counted:
-            nats += float(model(window, labels=labels).loss) * counted
+            nats += float(model(window, labels=labels, use_cache=False).loss) * counted
     return {"perplexity": math.exp(nats / (len(row) - 1)), "bits_per_byte": nats / math.log(2) / num_bytes}
 
 
@@ -166,7 +166,6 @@ def main(
         window_size=window_size,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        use_cache=False,
     )
     training = Training(GPTNeoForCausalLM(config), peak_rate, warmup, steps)
     typer.echo(f"{training.model.num_parameters():,} parameters")
@@ -192,8 +191,8 @@ def main(
     )
 
     model = training.model
-    model.config.use_cache = True
     model.half().save_pretrained(out)
+    tokenizer.model_max_length = length
     tokenizer.save_pretrained(out)
     scores = score(GPTNeoForCausalLM.from_pretrained(out), valid_ids, valid_bytes)
     (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")

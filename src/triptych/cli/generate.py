@@ -30,9 +30,9 @@ def generate(
     greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token; no chance.")] = False,
     temperature: Annotated[
         float, typer.Option("--temperature", "-t", help="Below 1 is safer, above 1 is wilder.")
-    ] = 0.8,
+    ] = 0.7,
     top_k: Annotated[int, typer.Option(help="Choose among the k likeliest tokens; 0 for all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Choose among the likeliest tokens whose chances add up to p.")] = 0.95,
+    top_p: Annotated[float, typer.Option(help="Choose among the likeliest tokens whose chances add up to p.")] = 0.9,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 repeats less.")] = 1.0,
     no_repeat_ngram_size: Annotated[int, typer.Option(help="Write no run of n tokens twice; 0 allows it.")] = 0,
     samples: Annotated[int, typer.Option(help="Write this many continuations.", min=1)] = 1,
