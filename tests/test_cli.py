@@ -73,6 +73,7 @@ def test_inspect_tells_the_facts_of_the_model_in_the_box(run):
 def test_a_mistake_is_one_clear_line_and_no_traceback(run, arguments, code, words):
     done = run(*arguments, code=code)
     assert words in done.err
+    assert not done.out
     assert "Traceback" not in done.err
     if code == 1:
         assert done.err.count("\n") == 1

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from triptych import TextStreamer
+
 DEFAULT_LENGTH = 200
 
 
@@ -74,8 +76,7 @@ def generate(
     if stop:
         options |= {"stop_strings": stop, "tokenizer": tokenizer}
     if not as_json and samples == 1:
-        options["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        _show_prompt(text)
+        options["streamer"] = _AfterPrompt(text, TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True))
 
     start = time.perf_counter()
     ids = network.generate(**inputs, **options)
@@ -125,6 +126,25 @@ def _device(name: str) -> "torch.device":
 def _room(positions: int | None, prompt_length: int) -> int:
     """How much to write when not told: what fits behind the prompt; 1 lets `generate` say that nothing does."""
     return DEFAULT_LENGTH if positions is None else max(1, min(DEFAULT_LENGTH, positions - prompt_length))
+
+
+class _AfterPrompt:
+    """A streamer that shows the prompt when `generate` has found nothing wrong with the call, then what is written."""
+
+    def __init__(self, prompt: str, streamer: "TextStreamer") -> None:
+        self._prompt, self._streamer, self._begun = prompt, streamer, False
+
+    def put(self, ids: "Tensor") -> None:
+        """Take the prompt's ids, then each new one."""
+        if not self._begun:
+            self._begun = True
+            _show_prompt(self._prompt)
+        self._streamer.put(ids)
+
+    def end(self) -> None:
+        """Print what is left."""
+        if self._begun:
+            self._streamer.end()
 
 
 def _show_prompt(text: str) -> None:
