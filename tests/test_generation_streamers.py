@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from triptych.generation.streamers import BaseStreamer, TextIteratorStreamer, TextStreamer
 
@@ -66,6 +66,7 @@ class Tidy(Bytes):
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.sampled_from(["do", " n", "'t", " '", "s", " it", "ve", " ,", ".", " a", " "]), max_size=90))
+@example([" ", " '", " ", "s"])
 def test_nothing_is_lost_where_the_tokenizer_tidies_spaces(tokens: list[str]) -> None:
     tokenizer = Tidy([token.encode() for token in tokens])
     assert "".join(stream(tokenizer)) == tokenizer.decode(list(range(len(tokens))))

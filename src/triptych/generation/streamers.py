@@ -143,7 +143,8 @@ def _certain_length(text: str, already: int, *, patient: bool) -> int:
         return len(text)
     space = text.rfind(" ", already + 1)
     if space >= 0 or patient:
-        return max(space, already)
+        # A tokenizer that tidies may yet take away all the spaces before a word.
+        return max(len(text[: max(space, 0)].rstrip(" ")), already)
     return max(len(text.rstrip(_INCOMPLETE)), already)
 
 
