@@ -55,7 +55,14 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_a_class_is_found_in_one_guess(name):
     """The prefix picks the folder, TF or Flax the suffix, and the role the stem."""
     path = Path(sys.modules[getattr(triptych, name).__module__].__file__).relative_to(PACKAGE)
-    families = {"GPTNeo": "gpt_neo", "GPT2": "gpt2", "OpenAIGPT": "openai_gpt", "Fuyu": "fuyu", "Llama": "llama"}
+    families = {
+        "Fuyu": "fuyu",
+        "GPT2": "gpt2",
+        "GPTNeo": "gpt_neo",
+        "Llama": "llama",
+        "OpenAIGPT": "openai_gpt",
+        "Persimmon": "persimmon",
+    }
     bare = re.sub("^(TF|Flax)", "", name)
     folder = next((folder for prefix, folder in families.items() if bare.startswith(prefix)), None)
     if folder is None:

@@ -58,6 +58,11 @@ from .generation.warpers_torch import (
     TypicalLogitsWarper as TypicalLogitsWarper,
 )
 from .modeling_torch import PreTrainedModel as PreTrainedModel
+from .models.fuyu.configuration import FuyuConfig as FuyuConfig
+from .models.fuyu.modeling_torch import (
+    FuyuForCausalLM as FuyuForCausalLM,
+    FuyuPreTrainedModel as FuyuPreTrainedModel,
+)
 from .models.gpt2.tokenization import GPT2Tokenizer as GPT2Tokenizer
 from .models.gpt2.tokenization_fast import GPT2TokenizerFast as GPT2TokenizerFast
 from .models.gpt_neo.configuration import GPTNeoConfig as GPTNeoConfig
@@ -80,12 +85,19 @@ from .models.openai_gpt.modeling_torch import (
 )
 from .models.openai_gpt.tokenization import OpenAIGPTTokenizer as OpenAIGPTTokenizer
 from .models.openai_gpt.tokenization_fast import OpenAIGPTTokenizerFast as OpenAIGPTTokenizerFast
+from .models.persimmon.configuration import PersimmonConfig as PersimmonConfig
+from .models.persimmon.modeling_torch import (
+    PersimmonForCausalLM as PersimmonForCausalLM,
+    PersimmonModel as PersimmonModel,
+    PersimmonPreTrainedModel as PersimmonPreTrainedModel,
+)
 from .outputs import (
     BaseModelOutput as BaseModelOutput,
     BaseModelOutputWithPast as BaseModelOutputWithPast,
     BaseModelOutputWithPastAndCrossAttentions as BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutput as CausalLMOutput,
     CausalLMOutputWithCrossAttentions as CausalLMOutputWithCrossAttentions,
+    CausalLMOutputWithPast as CausalLMOutputWithPast,
     ModelOutput as ModelOutput,
     QuestionAnsweringModelOutput as QuestionAnsweringModelOutput,
     SequenceClassifierOutput as SequenceClassifierOutput,

@@ -14,6 +14,11 @@ from triptych.files import read_json
 
 # model_type -> what each Auto class stands for, as names of the package
 FAMILIES: dict[str, dict[str, str]] = {
+    "fuyu": {
+        "AutoConfig": "FuyuConfig",
+        "AutoTokenizer": "LlamaTokenizer",
+        "AutoModelForCausalLM": "FuyuForCausalLM",
+    },
     "gpt_neo": {
         "AutoConfig": "GPTNeoConfig",
         "AutoTokenizer": "GPT2Tokenizer",
@@ -29,6 +34,12 @@ FAMILIES: dict[str, dict[str, str]] = {
         "AutoModel": "OpenAIGPTModel",
         "AutoModelForCausalLM": "OpenAIGPTLMHeadModel",
         "AutoModelForSequenceClassification": "OpenAIGPTForSequenceClassification",
+    },
+    "persimmon": {
+        "AutoConfig": "PersimmonConfig",
+        "AutoTokenizer": "LlamaTokenizer",
+        "AutoModel": "PersimmonModel",
+        "AutoModelForCausalLM": "PersimmonForCausalLM",
     },
 }
 # By the names without "Fast". PreTrainedTokenizer is any that was built with `tokenizers`, and fast only.

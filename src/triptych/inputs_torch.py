@@ -113,8 +113,7 @@ def check_positions(position_ids: Tensor, positions: int, batch: int, length: in
 
     Raises: ValueError; SequenceTooLongError naming the first position outside.
     """
-    if position_ids.shape[-1] != length or position_ids.numel() not in (length, batch * length):
-        raise ValueError(f"position_ids must have shape {(batch, length)}; got {tuple(position_ids.shape)}.")
+    check_positions_shape(position_ids, batch, length)
     if torch.compiler.is_compiling() or position_ids.numel() == 0 or (position_ids.is_cuda and length == 1):
         return
     low, high = torch.aminmax(position_ids)
@@ -123,6 +122,12 @@ def check_positions(position_ids: Tensor, positions: int, batch: int, length: in
             f"position_ids must be from 0 to {positions - 1}, the model's positions less one; got "
             f"{int(low if low < 0 else high)}. Shorten the input, or count positions from its first token."
         )
+
+
+def check_positions_shape(position_ids: Tensor, batch: int, length: int) -> None:
+    """Raises: ValueError unless position ids are (B, T), (1, T) or (T,)."""
+    if position_ids.shape[-1:] != (length,) or position_ids.numel() not in (length, batch * length):
+        raise ValueError(f"position_ids must have shape {(batch, length)}; got {tuple(position_ids.shape)}.")
 
 
 def per_layer_head_mask(head_mask: Tensor | None, num_layers: int, num_heads: int) -> list[Tensor | None]:

@@ -69,7 +69,8 @@ class PreTrainedModel(nn.Module):
     def post_init(self) -> None:
         """Initialise the weights, take away pruned heads and tie what is tied. Called at the end of constructors."""
         if next(self.parameters()).device.type != "meta":
-            done = set() if self.base_model is self else set(self.base_model.modules())  # by its own constructor
+            inner = [child for child in self.children() if isinstance(child, PreTrainedModel)]
+            done = {module for child in inner for module in child.modules()}  # by its own constructor
             for module in self.modules():
                 if module not in done:
                     self._init_weights(module)
@@ -91,6 +92,8 @@ class PreTrainedModel(nn.Module):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            nn.init.zeros_(module.weight[module.padding_idx])
         if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
             nn.init.zeros_(module.bias)
 

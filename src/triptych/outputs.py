@@ -124,6 +124,17 @@ class CausalLMOutput(ModelOutput):
 
 
 @dataclass
+class CausalLMOutputWithPast(ModelOutput):
+    """`loss` (); `logits` (B, T, V); the rest as in the base model's output."""
+
+    loss: Any = None
+    logits: Any = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
 class CausalLMOutputWithCrossAttentions(ModelOutput):
     """`loss` (); `logits` (B, T, V); the rest as in the base model's output."""
 

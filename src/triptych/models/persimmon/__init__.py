@@ -1,0 +1,1 @@
+"""Persimmon: the decoder of Fuyu."""
