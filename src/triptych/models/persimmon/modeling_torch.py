@@ -216,8 +216,8 @@ class PersimmonModel(PersimmonPreTrainedModel):
         Takes `input_ids` (B, T) or `inputs_embeds` (B, T, C); `attention_mask` (B, S), 1 at tokens and 0 at padding;
         `position_ids` (B, T), counted from the past's length when not given; `past_key_values`, a (key, value) pair
         of (B, H, S - T, D) per layer. Positions are not limited, and without dynamic scaling only their differences
-        count, so left padding needs no `position_ids`. With dynamic scaling a cached key keeps its rotation. Weights are
-        returned by the eager implementation whichever is chosen.
+        count, so left padding needs no `position_ids`. With dynamic scaling a cached key keeps its rotation. Weights
+        are returned by the eager implementation whichever is chosen.
 
         Returns: last_hidden_state (B, T, C), past_key_values, hidden_states (layers + 1 of (B, T, C)),
             attentions (a (B, H, T, S) per layer); as a tuple when `return_dict` is False.
