@@ -14,6 +14,9 @@ from triptych.files import read_json
 
 # model_type -> what each Auto class stands for, as names of the package
 FAMILIES: dict[str, dict[str, str]] = {
+    "fuyu": {
+        "AutoTokenizer": "LlamaTokenizer",
+    },
     "gpt_neo": {
         "AutoConfig": "GPTNeoConfig",
         "AutoTokenizer": "GPT2Tokenizer",
@@ -29,6 +32,9 @@ FAMILIES: dict[str, dict[str, str]] = {
         "AutoModel": "OpenAIGPTModel",
         "AutoModelForCausalLM": "OpenAIGPTLMHeadModel",
         "AutoModelForSequenceClassification": "OpenAIGPTForSequenceClassification",
+    },
+    "persimmon": {
+        "AutoTokenizer": "LlamaTokenizer",
     },
 }
 # By the names without "Fast". PreTrainedTokenizer is any that was built with `tokenizers`, and fast only.
