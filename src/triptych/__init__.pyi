@@ -74,6 +74,8 @@ from .models.gpt_neo.modeling_torch import (
     GPTNeoModel as GPTNeoModel,
     GPTNeoPreTrainedModel as GPTNeoPreTrainedModel,
 )
+from .models.llama.tokenization import LlamaTokenizer as LlamaTokenizer
+from .models.llama.tokenization_fast import LlamaTokenizerFast as LlamaTokenizerFast
 from .models.openai_gpt.configuration import OpenAIGPTConfig as OpenAIGPTConfig
 from .models.openai_gpt.modeling_torch import (
     OpenAIGPTDoubleHeadsModel as OpenAIGPTDoubleHeadsModel,

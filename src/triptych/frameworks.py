@@ -19,6 +19,7 @@ EXTRAS = {
     "msgpack": "flax",
     "ftfy": "openai-gpt",
     "spacy": "openai-gpt",
+    "sentencepiece": "fuyu",
     "lightning": "train",
     "matplotlib": "train",
 }

@@ -36,6 +36,8 @@ class PreTrainedTokenizerBase(Preparation):
     """
 
     vocab_files_names: ClassVar[dict[str, str]] = {}
+    # Of these, what is loaded beside tokenizer.json, since saving copies it.
+    vocab_files_kept: ClassVar[tuple[str, ...]] = ()
     slow_tokenizer_class: type["PreTrainedTokenizerBase"] | None = None
 
     def __init__(self, **kwargs: Any) -> None:

@@ -64,6 +64,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._vocabulary_end: tuple[int, int] | None = None
+        self._names: tuple[int, dict[int, str]] | None = None
         self._engine_in_use = _Lock()
         super().__init__(**kwargs)
         # The engine gives ids in the order of arrival, so the stored tokens come first and by id.
@@ -144,6 +145,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
 
     def _add_tokens(self, new_tokens: Sequence[Token], special_tokens: bool = False) -> int:
         size = len(self)
+        self._names = None
         if special_tokens:
             self._tokenizer.add_special_tokens(list(new_tokens))
         else:
@@ -170,9 +172,30 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """The token of an id, or the tokens of a sequence of them; None for an id that has none."""
         if isinstance(ids, int):
-            return self._tokenizer.id_to_token(ids)
+            return self._written([ids])[0]
         skipped = set(self.all_special_ids) if skip_special_tokens else frozenset()
-        return [self._tokenizer.id_to_token(int(token_id)) for token_id in ids if int(token_id) not in skipped]
+        return self._written([int(token_id) for token_id in ids if int(token_id) not in skipped])
+
+    # The engine names an added token as its normaliser writes it ("newword" for "NewWord", "▁tag" for "tag"); users
+    # named it themselves.
+
+    def _named_otherwise(self) -> dict[int, str]:
+        """Id → text of the added tokens that the engine names otherwise; mostly there are none."""
+        size = len(self)
+        if self._names is None or self._names[0] != size:
+            added, name = self.added_tokens_decoder, self._tokenizer.id_to_token
+            self._names = (size, {i: token.content for i, token in added.items() if token.content != name(i)})
+        return self._names[1]
+
+    def _written(self, ids: Ids) -> list[str | None]:
+        names, name = self._named_otherwise(), self._tokenizer.id_to_token
+        return [names[token_id] if token_id in names else name(token_id) for token_id in ids]
+
+    def _joined(self, ids: Ids, skip_special_tokens: bool) -> str:
+        """What the engine's own decoding gives, but with the users' names of added tokens."""
+        special_ids = {i for i, t in self.added_tokens_decoder.items() if t.special} if skip_special_tokens else ()
+        tokens = [token for token in self._written([i for i in ids if i not in special_ids]) if token is not None]
+        return self.convert_tokens_to_string(tokens) if self.decoder is not None else " ".join(tokens)
 
     # Text → ids.
 
@@ -325,7 +348,10 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        text = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        if self._named_otherwise():
+            text = self._joined(token_ids, skip_special_tokens)
+        else:
+            text = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return self._cleaned(text, clean_up_tokenization_spaces)
 
     def batch_decode(
@@ -339,7 +365,10 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         rows = [[row] if isinstance(row, int) else row for row in to_lists(sequences)]
         for row in rows:
             self._check_ids(row)
-        texts = self._tokenizer.decode_batch(rows, skip_special_tokens=skip_special_tokens)
+        if self._named_otherwise():
+            texts = [self._joined(row, skip_special_tokens) for row in rows]
+        else:
+            texts = self._tokenizer.decode_batch(rows, skip_special_tokens=skip_special_tokens)
         return [self._cleaned(text, clean_up_tokenization_spaces) for text in texts]
 
     # Files and training.

@@ -51,6 +51,9 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "truncation_side": ("'left' or 'right'", lambda v: v in ("left", "right")),
     "add_prefix_space": ("true or false", lambda v: isinstance(v, bool)),
     "add_bos_token": ("true or false", lambda v: isinstance(v, bool)),
+    "add_eos_token": ("true or false", lambda v: isinstance(v, bool)),
+    "legacy": ("true, false or null", lambda v: v is None or isinstance(v, bool)),
+    "sp_model_kwargs": ("a map from options to values, or null", lambda v: v is None or isinstance(v, dict)),
     "errors": ("strict, replace or ignore", lambda v: v in ("strict", "replace", "ignore")),
     "model_input_names": ("a list of names", lambda v: isinstance(v, list) and set(map(type, v)) == {str}),
     "added_tokens_decoder": ("a map from ids to tokens", lambda v: isinstance(v, dict)),
@@ -97,13 +100,18 @@ def _from_one_file(cls: "type[T]", path: Path, init_inputs: Iterable[Any], kwarg
 def _vocabulary(
     cls: "type[PreTrainedTokenizerBase]", name: Any, given: Container[str], where: hub.HubOptions
 ) -> dict[str, str]:
-    """The constructor's arguments for the vocabulary: tokenizer.json where the class reads it, else all other files."""
+    """The constructor's arguments for the vocabulary: tokenizer.json where the class reads it, else all other files.
+
+    With tokenizer.json come the files that the class keeps for saving, where they are there.
+    """
     names = {argument: filename for argument, filename in cls.vocab_files_names.items() if argument not in given}
     backend = names.pop("tokenizer_file", None)
     if backend is not None:
         path = hub.resolve_file(name, backend, required=not names, **where)
         if path is not None:
-            return {"tokenizer_file": str(path)}
+            kept = {argument: names[argument] for argument in cls.vocab_files_kept if argument in names}
+            beside = {a: hub.resolve_file(name, filename, required=False, **where) for a, filename in kept.items()}
+            return {"tokenizer_file": str(path)} | {a: str(path) for a, path in beside.items() if path is not None}
     try:
         return {argument: str(hub.resolve_file(name, filename, **where)) for argument, filename in names.items()}
     except MissingFileError as error:

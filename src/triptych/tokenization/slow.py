@@ -221,9 +221,9 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
             if token not in alone:
                 run.append(token)
                 continue
-            if run:
-                pieces.append(self.convert_tokens_to_string(run))
-                run = []
+            if run and (text := self.convert_tokens_to_string(run)):
+                pieces.append(text)
+            run = []
             pieces.append(token)
         if run:
             pieces.append(self.convert_tokens_to_string(run))

@@ -11,9 +11,7 @@ from triptych.files import staged_folder
 from triptych.models.openai_gpt.tokenization import END_OF_WORD, OpenAIGPTTokenizer
 from triptych.tokenization.fast import PreTrainedTokenizerFast
 from triptych.tokenization.options import logger
-from triptych.tokenization.preparation import Ids
 from triptych.tokenization.special_tokens import str_of
-from triptych.tokenization.tensors import to_lists
 from triptych.tokenization.vocabulary import read_merges, read_vocabulary
 
 
@@ -77,44 +75,6 @@ class OpenAIGPTTokenizerFast(PreTrainedTokenizerFast):
                 "Use OpenAIGPTTokenizerFast.from_pretrained to load a folder or a hub name."
             )
         return word_backend(vocab_file, merges_file, self._unknown)
-
-    # The engine names an added token as its normaliser writes it ("newword" for "NewWord"); users named it themselves.
-
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """The token of an id, or the tokens of a sequence of them; None for an id that has none."""
-        if isinstance(ids, int):
-            return self._written([ids])[0]
-        skipped = set(self.all_special_ids) if skip_special_tokens else frozenset()
-        return self._written([int(token_id) for token_id in ids if int(token_id) not in skipped])
-
-    def _written(self, ids: Ids) -> list[str | None]:
-        added = self.added_tokens_decoder
-        name = self._tokenizer.id_to_token
-        return [added[token_id].content if token_id in added else name(token_id) for token_id in ids]
-
-    def _decode(
-        self,
-        token_ids: Ids,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        **kwargs: Any,
-    ) -> str:
-        special_ids = {i for i, t in self.added_tokens_decoder.items() if t.special} if skip_special_tokens else ()
-        tokens = self._written([token_id for token_id in token_ids if token_id not in special_ids])
-        text = self.convert_tokens_to_string([token for token in tokens if token is not None])
-        return self._cleaned(text, clean_up_tokenization_spaces)
-
-    def batch_decode(
-        self,
-        sequences: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        **kwargs: Any,
-    ) -> list[str]:
-        """The text of each sequence of ids (a list of sequences, or an array or tensor (B, T))."""
-        return [
-            self.decode(row, skip_special_tokens, clean_up_tokenization_spaces, **kwargs) for row in to_lists(sequences)
-        ]
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write vocab.json and merges.txt; returns their paths."""

@@ -1,0 +1,1 @@
+"""The tokenizers of Llama, which Fuyu and Persimmon use."""
