@@ -1,0 +1,1 @@
+"""Fuyu: text and image patches in one decoder."""
