@@ -14,6 +14,7 @@ from triptych import frameworks
 
 PACKAGE = Path(triptych.__file__).parent
 FRAMEWORK_OF_SUFFIX = {"_torch": {"torch"}, "_tf": {"tensorflow", "keras"}, "_flax": {"jax", "flax"}}
+DISTRIBUTIONS = {"PIL": "pillow", "tensorflow": "tensorflow-cpu"}  # where the name to install is another
 FRAMEWORKS = set().union(*FRAMEWORK_OF_SUFFIX.values()) | {"accelerate"}
 
 
@@ -73,7 +74,9 @@ def test_a_class_is_found_in_one_guess(name):
         ("TokenizerFast", "tokenization_fast"),
         ("Tokenizer", "tokenization"),
         ("Config", "configuration"),
+        ("BatchFeature", "image_processing"),
         ("ImageProcessor", "image_processing"),
+        ("BatchEncoding", "processing"),
         ("Processor", "processing"),
     ):
         if name.endswith(ending):
@@ -120,7 +123,8 @@ def test_every_optional_library_is_in_the_extra_that_its_error_names():
     declared = requires("triptych")
     for library, extra in frameworks.EXTRAS.items():
         assert any(
-            re.match(rf"{library}\b|{library}-cpu\b", line) and re.search(rf"extra == ['\"]{extra}['\"]", line)
+            re.match(rf"{DISTRIBUTIONS.get(library, library)}\b", line)
+            and re.search(rf"extra == ['\"]{extra}['\"]", line)
             for line in declared
         ), library
 

@@ -13,6 +13,8 @@ SIGNATURES = json.loads((Path(__file__).parent / "signatures.json").read_text())
 OFFERED = (
     "FuyuConfig",
     "FuyuForCausalLM",
+    "FuyuImageProcessor",
+    "FuyuProcessor",
     "GPTNeoConfig",
     "GPTNeoForCausalLM",
     "GPTNeoForQuestionAnswering",

@@ -1,11 +1,13 @@
 # Every public name, listed once. The package reads this list and imports a name's module when it is first used.
 from .auto import (
     AutoConfig as AutoConfig,
+    AutoImageProcessor as AutoImageProcessor,
     AutoModel as AutoModel,
     AutoModelForCausalLM as AutoModelForCausalLM,
     AutoModelForQuestionAnswering as AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification as AutoModelForSequenceClassification,
     AutoModelForTokenClassification as AutoModelForTokenClassification,
+    AutoProcessor as AutoProcessor,
     AutoTokenizer as AutoTokenizer,
 )
 from .configuration import PretrainedConfig as PretrainedConfig
@@ -59,10 +61,12 @@ from .generation.warpers_torch import (
 )
 from .modeling_torch import PreTrainedModel as PreTrainedModel
 from .models.fuyu.configuration import FuyuConfig as FuyuConfig
+from .models.fuyu.image_processing import FuyuBatchFeature as FuyuBatchFeature, FuyuImageProcessor as FuyuImageProcessor
 from .models.fuyu.modeling_torch import (
     FuyuForCausalLM as FuyuForCausalLM,
     FuyuPreTrainedModel as FuyuPreTrainedModel,
 )
+from .models.fuyu.processing import FuyuBatchEncoding as FuyuBatchEncoding, FuyuProcessor as FuyuProcessor
 from .models.gpt2.tokenization import GPT2Tokenizer as GPT2Tokenizer
 from .models.gpt2.tokenization_fast import GPT2TokenizerFast as GPT2TokenizerFast
 from .models.gpt_neo.configuration import GPTNeoConfig as GPTNeoConfig

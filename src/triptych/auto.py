@@ -5,7 +5,7 @@ A family is one row; classes are imported when they are first asked for. No code
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from triptych import hub
 from triptych.configuration import PretrainedConfig
@@ -16,8 +16,10 @@ from triptych.files import read_json
 FAMILIES: dict[str, dict[str, str]] = {
     "fuyu": {
         "AutoConfig": "FuyuConfig",
-        "AutoTokenizer": "LlamaTokenizer",
+        "AutoImageProcessor": "FuyuImageProcessor",
         "AutoModelForCausalLM": "FuyuForCausalLM",
+        "AutoProcessor": "FuyuProcessor",
+        "AutoTokenizer": "LlamaTokenizer",
     },
     "gpt_neo": {
         "AutoConfig": "GPTNeoConfig",
@@ -131,6 +133,43 @@ class AutoTokenizer(_Auto):
             if name is not None:
                 return str(name)
         return None
+
+
+class _AutoFromFile(_Auto):
+    """Base of the Auto classes whose class is named in `preprocessor_config.json`, else by the family."""
+
+    key: ClassVar[str]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load what `preprocessor_config.json` names, else what the family in `config.json` has.
+
+        Raises: ValueError when the class is not one of this package's; OSError when there are no such files.
+        """
+        options = hub.pop_options(dict(kwargs))
+        path = hub.resolve_file(pretrained_model_name_or_path, "preprocessor_config.json", required=False, **options)
+        name = read_json(path).get(cls.key) if path is not None else None
+        known = [row[cls.__name__] for row in FAMILIES.values() if cls.__name__ in row]
+        if name is None:
+            family = AutoConfig.from_pretrained(pretrained_model_name_or_path, **options).model_type
+            chosen = _class_for(cls.__name__, family, pretrained_model_name_or_path)
+        elif name in known:
+            chosen = _public(name)
+        else:
+            raise ValueError(f"{cls.key} in {path} must be one of {', '.join(known)}; got {name!r}.")
+        return chosen.from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+
+class AutoImageProcessor(_AutoFromFile):
+    """The image processor of a folder or a hub name."""
+
+    key = "image_processor_type"
+
+
+class AutoProcessor(_AutoFromFile):
+    """The processor, text and images together, of a folder or a hub name."""
+
+    key = "processor_class"
 
 
 class _AutoModel(_Auto):

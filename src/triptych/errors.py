@@ -5,6 +5,7 @@
     │   ├── InvalidFileError (ValueError)   … because its text is not what its format asks for
     │   ├── MissingFileError (FileNotFoundError) … because it is not there
     │   └── UnsafeFileError                 … because it holds code
+    ├── ImageError (OSError, ValueError)    a picture that cannot be read, or that is none
     ├── LabelError (IndexError, ValueError) a label that is no class of the model
     ├── SaveError (OSError)                 a file could not be written; what was there before still is
     ├── SequenceTooLongError (ValueError)   more tokens than the model has positions
@@ -38,6 +39,10 @@ class MissingFileError(CheckpointError, FileNotFoundError):
 
 class UnsafeFileError(CheckpointError):
     """A file of a checkpoint holds code, which is never run."""
+
+
+class ImageError(TriptychError, OSError, ValueError):
+    """A picture is damaged, too large, or has no pixels that a model could see."""
 
 
 class LabelError(TriptychError, IndexError, ValueError):

@@ -20,6 +20,7 @@ EXTRAS = {
     "ftfy": "openai-gpt",
     "spacy": "openai-gpt",
     "sentencepiece": "fuyu",
+    "PIL": "fuyu",
     "lightning": "train",
     "matplotlib": "train",
 }
@@ -31,7 +32,7 @@ def is_available(name: str) -> bool:
 
 
 def load(name: str) -> ModuleType:
-    """Import an optional library by its module name.
+    """Import an optional library, or a module of one, by its name.
 
     Raises: ImportError naming the extra to install when the library is missing. A library that is there
         but fails to import raises its own error.
@@ -39,9 +40,10 @@ def load(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name:
+        library = name.partition(".")[0]
+        if error.name not in (name, library):
             raise
-        raise missing(name) from error
+        raise missing(library) from error
 
 
 def missing(name: str) -> ImportError:

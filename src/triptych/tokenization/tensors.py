@@ -34,7 +34,7 @@ def as_array(value: Any) -> Any:
     Raises: ValueError if rows differ in length.
     """
     array = np.asarray(value)
-    return array.astype(np.int64) if array.size == 0 else array
+    return array.astype(np.int64) if array.size == 0 and not is_tensor(value) else array
 
 
 def _single(value: Any) -> Any:
