@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,25 +58,27 @@ def _pillow() -> Any:
 # From what the user has to an image.
 
 
-def open_image(path: str | Path) -> "PillowImage.Image":
+def open_image(path: str | Path | BinaryIO, name: str | None = None) -> "PillowImage.Image":
     """The picture in a file, upright, as RGB; alpha stands on white, of an animation the first frame is taken.
+
+    `name` is how errors call it, the path if not given.
 
     Raises: MissingFileError (FileNotFoundError); ImageError (ValueError, OSError) if the file is no picture that
         Pillow reads, is cut short, or has more pixels than PIL.Image.MAX_IMAGE_PIXELS.
     """
     pillow = _pillow()
-    path = Path(path)
-    if not path.exists():
-        raise MissingFileError(f"A picture is needed but {path} does not exist. Check the path.")
+    name = name or str(path)
+    if isinstance(path, str | Path) and not Path(path).exists():
+        raise MissingFileError(f"A picture is needed but {name} does not exist. Check the path.")
     try:
         with warnings.catch_warnings():
             # Pillow warns of a picture above its limit and refuses one of twice that; here the limit is the limit.
             warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
             picture = pillow.open(path)
     except (pillow.DecompressionBombError, pillow.UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path} must be a picture that Pillow reads: {error}. Give another file.") from error
+        raise ImageError(f"{name} must be a picture that Pillow reads: {error}. Give another file.") from error
     with picture:
-        return upright_rgb(picture, str(path))
+        return upright_rgb(picture, name)
 
 
 def upright_rgb(picture: "PillowImage.Image", name: str = "the picture") -> "PillowImage.Image":

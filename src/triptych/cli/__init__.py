@@ -11,18 +11,22 @@ from typing import Annotated
 import typer
 
 from triptych import __version__
+from triptych.cli.caption import caption
 from triptych.cli.convert import convert
 from triptych.cli.generate import generate
 from triptych.cli.inspect import inspect
+from triptych.cli.locate import locate
 
 app = typer.Typer(
-    help="OpenAI GPT and GPT Neo: write text, look into models, convert original checkpoints.",
+    help="OpenAI GPT, GPT Neo and Fuyu: write text, look at pictures and into models, convert original checkpoints.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(caption)
+app.command()(locate)
 app.command()(inspect)
 app.add_typer(convert, name="convert")
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from triptych import pretrained
+from triptych.cli.device import device_named
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from triptych import TextStreamer
@@ -52,7 +52,7 @@ def generate(
 
     from triptych import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
-    place = _device(device)
+    place = device_named(device)
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForCausalLM.from_pretrained(model, torch_dtype=dtype, low_cpu_mem_usage=True).to(place)
     inputs = tokenizer(text, return_tensors="pt").to(place)
@@ -110,17 +110,6 @@ def _from_pipe() -> str:
     if sys.stdin.isatty():
         raise typer.BadParameter('A prompt is needed: triptych generate "Once upon a time", or pipe one in.')
     return sys.stdin.read().rstrip("\n")
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(f"--device must be one of this machine's; got {name!r}. Try cpu.") from error
 
 
 def _room(positions: int | None, prompt_length: int) -> int:
