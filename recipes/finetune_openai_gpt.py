@@ -136,6 +136,7 @@ def main(
     peak_rate: float = 6.25e-5,
     warmup: Annotated[float, typer.Option(help="Part of the steps in which the rate grows.")] = 0.002,
     lm_weight: Annotated[float, typer.Option(help="Weight of the language model's loss.")] = 0.5,
+    dropout: Annotated[float, typer.Option(help="Of attention, embeddings and sums, while learning.")] = 0.1,
     max_length: Annotated[
         int | None, typer.Option(help="Cut texts to this; the model's positions if not given.")
     ] = None,
@@ -162,6 +163,9 @@ def main(
         id2label=dict(enumerate(names)),
         label2id=labels,
         pad_token_id=tokenizer.pad_token_id,
+        attn_pdrop=dropout,
+        embd_pdrop=dropout,
+        resid_pdrop=dropout,
     )
     network.resize_token_embeddings(len(tokenizer))
     network.train()
