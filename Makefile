@@ -22,7 +22,7 @@ unit: $(VENV)/.dev
 	$(BIN)/pytest
 
 train: $(VENV)/.train  ## a model of your own: make train ARGS="TEXTS --valid MORE_TEXTS --out runs/mine"
-	$(BIN)/python recipes/train_gpt_neo.py $(or $(ARGS),--help)
+	$(BIN)/python recipes/train_language_model.py $(or $(ARGS),--help)
 
 gpt1-vocabulary: $(VENV)/.dev  ## OpenAI's own vocabulary against the recorded ids: make gpt1-vocabulary FOLDER=...
 	GPT1_VOCABULARY=$(FOLDER) $(BIN)/pytest tests/real_openai_gpt_vocabulary.py

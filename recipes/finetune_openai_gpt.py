@@ -10,6 +10,7 @@ model, its tokenizer and scores.json with both accuracies on the texts that were
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from triptych import AutoTokenizer, OpenAIGPTForSequenceClassification, PreTrainedTokenizerBase
 from triptych.models.openai_gpt import tasks
@@ -64,7 +65,24 @@ def rows_of(
     ]
 
 
-def loader(rows: list[Row], batch_size: int, pad_token_id: int, *, shuffled: bool) -> DataLoader:
+class LikeLengths(Sampler[list[int]]):
+    """Batches of rows about as long as each other, so that little is padding; others in every epoch."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.random = lengths, batch_size, random.Random(seed)
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # Rows of one length come in any order, and a length may be off by a little: batches differ.
+        order = sorted(range(len(self.lengths)), key=lambda row: self.lengths[row] + self.random.uniform(0, 8))
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        self.random.shuffle(batches)
+        return iter(batches)
+
+
+def loader(rows: list[Row], batch_size: int, pad_token_id: int, seed: int) -> DataLoader:
     """Batches of `input_ids` and `attention_mask` (B, T) and `labels` (B,), each as long as its longest row."""
 
     def collate(batch: list[Row]) -> Batch:
@@ -75,7 +93,8 @@ def loader(rows: list[Row], batch_size: int, pad_token_id: int, *, shuffled: boo
             "labels": torch.tensor([label for _, label in batch]),
         }
 
-    return DataLoader(rows, batch_size, shuffle=shuffled, collate_fn=collate)
+    sampler = LikeLengths([len(ids) for ids, _ in rows], batch_size, seed)
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=collate)
 
 
 class FineTuning(L.LightningModule):
@@ -136,6 +155,7 @@ def main(
     peak_rate: float = 6.25e-5,
     warmup: Annotated[float, typer.Option(help="Part of the steps in which the rate grows.")] = 0.002,
     lm_weight: Annotated[float, typer.Option(help="Weight of the language model's loss.")] = 0.5,
+    dropout: Annotated[float, typer.Option(help="Of attention, embeddings and sums, while learning.")] = 0.1,
     max_length: Annotated[
         int | None, typer.Option(help="Cut texts to this; the model's positions if not given.")
     ] = None,
@@ -162,12 +182,17 @@ def main(
         id2label=dict(enumerate(names)),
         label2id=labels,
         pad_token_id=tokenizer.pad_token_id,
+        attn_pdrop=dropout,
+        embd_pdrop=dropout,
+        resid_pdrop=dropout,
     )
     network.resize_token_embeddings(len(tokenizer))
     network.train()
     length = min(max_length or network.config.n_positions, network.config.n_positions)
     train_rows, valid_rows = (rows_of(part, labels, tokenizer, marks, length) for part in (train, valid))
-    valid_batches = loader(valid_rows, batch_size, tokenizer.pad_token_id, shuffled=False)
+    train_batches, valid_batches = (
+        loader(rows, batch_size, tokenizer.pad_token_id, seed) for rows in (train_rows, valid_rows)
+    )
     trainer = L.Trainer(
         max_epochs=epochs,
         max_steps=max_steps,
@@ -176,12 +201,9 @@ def main(
         log_every_n_steps=10,
         logger=CSVLogger(out, name="logs"),
         enable_checkpointing=False,
+        use_distributed_sampler=False,  # the batches are made here
     )
-    trainer.fit(
-        FineTuning(network, peak_rate, warmup, lm_weight),
-        loader(train_rows, batch_size, tokenizer.pad_token_id, shuffled=True),
-        valid_batches,
-    )
+    trainer.fit(FineTuning(network, peak_rate, warmup, lm_weight), train_batches, valid_batches)
 
     network.save_pretrained(out)
     tokenizer.save_pretrained(out)

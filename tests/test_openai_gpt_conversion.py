@@ -1,7 +1,10 @@
 """GPT as OpenAI published it → a folder that loads: names, numbers, damage."""
 
 import json
+import math
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +105,41 @@ def test_older_weights_in_the_target_are_replaced(release, tmp_path):
     convert(release, tmp_path)
     assert not (tmp_path / "pytorch_model.bin").exists()
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+MEASURE = """
+import json, os, resource, sys
+from triptych.models.openai_gpt.conversion import convert
+def peak():  # bytes
+    if not os.path.exists("/proc/self/status"):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+convert(sys.argv[1], sys.argv[3])  # a small one, so that what follows is the weights alone
+if os.path.exists("/proc/self/clear_refs"):
+    open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+convert(sys.argv[2], sys.argv[4])
+print(peak() - before)
+"""
+
+
+def test_converting_needs_much_less_memory_than_the_weights(release, tmp_path):
+    large, width = tmp_path / "large", 1024
+    large.mkdir()
+    for name in (ENCODER, MERGES):
+        (large / name).write_bytes((release / name).read_bytes())
+    shapes = [
+        [width * size // C if size % C == 0 else size for size in shape]
+        for shape in json.loads((release / SHAPES).read_text())
+    ]
+    (large / SHAPES).write_text(json.dumps(shapes))
+    count = sum(map(math.prod, shapes))
+    for name, part in zip(PARTS, np.array_split(np.zeros(count, np.float32), len(PARTS)), strict=True):
+        np.save(large / name, part)
+    command = [sys.executable, "-c", MEASURE, release, large, tmp_path / "out_small", tmp_path / "out_large"]
+    peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert count * 4 > 150e6
+    assert peak < 0.5 * count * 4
 
 
 # Damage: what is wrong is named, and nothing is written.

@@ -149,6 +149,15 @@ def test_unknown_characters_are_the_unknown_token():
         assert tokenizer.convert_tokens_to_ids(["the</w>", "no such"]) == [tokenizer.get_vocab()["the</w>"], 0]
 
 
+@both
+def test_a_batch_that_needs_padding_is_told_a_pad_token_that_there_is(cls):
+    tokenizer = cls(*FILES, pre_tokenizer="basic")
+    with pytest.raises(ValueError, match=r"tokenizer\.pad_token = tokenizer\.unk_token"):
+        tokenizer(["a", "a hat"], padding=True)
+    tokenizer.pad_token = tokenizer.unk_token
+    assert tokenizer(["a", "a hat"], padding=True).attention_mask == [[1, 0, 0], [1, 1, 1]]
+
+
 def test_another_unknown_token_or_none_can_be_chosen():
     slow = OpenAIGPTTokenizer(*FILES, unk_token="<New>", pre_tokenizer="basic")
     assert slow("a中b").input_ids[1] == slow.unk_token_id == len(slow) - 1

@@ -7,10 +7,10 @@ from typing import Any
 
 from triptych.errors import CheckpointError
 
-# How a tensor is stored in the release → what makes the published one of it. NumPy arrays in and out, no copies.
+# How a tensor is stored in the release → what makes the published one of it. Arrays in and out, no copies.
 STORED: dict[str, Callable[[Any], Any]] = {
     "as is": lambda array: array,
-    "drop leading axis": lambda array: array[0],
+    "drop leading axis": lambda array: array.reshape(array.shape[1:]),
 }
 
 

@@ -1,10 +1,12 @@
 """One .safetensors file (https://huggingface.co/docs/safetensors): a JSON header, then the bytes of each tensor."""
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from triptych import frameworks
@@ -28,7 +30,7 @@ DTYPES = {
     "F32": "float32",
     "F64": "float64",
 }
-
+PYTORCH = {"format": "pt"}  # the metadata that marks a file as PyTorch's
 
 # What is read at once to be cast: it stays in the processor's cache, and is small beside any model.
 BUFFER_BYTES = 2**20
@@ -122,24 +124,31 @@ def write_file(tensors: Mapping[str, Any], path: Path) -> None:
     frameworks.load("torch")
     from safetensors.torch import save_file
 
-    _write(save_file, tensors, path)
+    path.touch()
+    usual = path.stat().st_mode
+    save_file(dict(tensors), str(path), metadata=PYTORCH)
+    path.chmod(usual)  # safetensors leaves the file to its owner alone
 
 
 def write_arrays(arrays: Mapping[str, Any], path: Path) -> None:
-    """Write NumPy arrays under PyTorch's names and with its mark, without PyTorch.
+    """Write arrays under PyTorch's names and with its mark, without PyTorch.
 
-    Raises: OSError or SafetensorError if they cannot be written.
+    What has a shape and a NumPy dtype and becomes an array when asked is read when its turn comes, and let go of.
+
+    Raises: OSError if they cannot be written.
     """
-    from safetensors.numpy import save_file
-
-    _write(save_file, arrays, path)
-
-
-def _write(save_file: Callable[..., None], tensors: Mapping[str, Any], path: Path) -> None:
-    path.touch()
-    usual = path.stat().st_mode
-    save_file(dict(tensors), str(path), metadata={"format": "pt"})
-    path.chmod(usual)  # safetensors leaves the file to its owner alone
+    stored = {name: code for code, name in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": PYTORCH}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + math.prod(array.shape) * array.dtype.itemsize
+        header[name] = {"dtype": stored[array.dtype.name], "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers lie where the processor likes them
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _damage(path: Path, error: Exception) -> str:

@@ -13,7 +13,7 @@ from triptych.cli.device import device_named
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from triptych import TextStreamer
+    from triptych import PreTrainedTokenizerBase, TextStreamer
 
 DEFAULT_LENGTH = 200
 
@@ -76,14 +76,20 @@ def generate(
     if stop:
         options |= {"stop_strings": stop, "tokenizer": tokenizer}
     if not as_json and samples == 1:
-        options["streamer"] = _AfterPrompt(text, TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True))
+        options["streamer"] = _AfterPrompt(
+            text, tokenizer, TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        )
 
     start = time.perf_counter()
     ids = network.generate(**inputs, **options)
     seconds = time.perf_counter() - start
 
     new = [_new_ids(row, inputs.input_ids.shape[1], tokenizer.eos_token_id) for row in ids]
-    written = tokenizer.batch_decode(new, skip_special_tokens=True)
+    last = int(inputs.input_ids[0, -1])
+    written = [
+        _gap(tokenizer, text, last, row[0]) + completion
+        for row, completion in zip(new, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True)
+    ]
     count = sum(map(len, new))
     if as_json:
         facts = {
@@ -120,25 +126,37 @@ def _room(positions: int | None, prompt_length: int) -> int:
 class _AfterPrompt:
     """A streamer that shows the prompt when `generate` has found nothing wrong with the call, then what is written."""
 
-    def __init__(self, prompt: str, streamer: "TextStreamer") -> None:
-        self._prompt, self._streamer, self._begun = prompt, streamer, False
+    def __init__(self, prompt: str, tokenizer: "PreTrainedTokenizerBase", streamer: "TextStreamer") -> None:
+        self._prompt, self._tokenizer, self._streamer = prompt, tokenizer, streamer
+        self._puts = 0
+        self._last = 0
 
     def put(self, ids: "Tensor") -> None:
         """Take the prompt's ids, then each new one."""
-        if not self._begun:
-            self._begun = True
+        self._puts += 1
+        if self._puts == 1:
             _show_prompt(self._prompt)
+            self._last = int(ids.flatten()[-1])
+        elif self._puts == 2:
+            typer.echo(_gap(self._tokenizer, self._prompt, self._last, int(ids.flatten()[0])), nl=False)
         self._streamer.put(ids)
 
     def end(self) -> None:
         """Print what is left."""
-        if self._begun:
+        if self._puts:
             self._streamer.end()
 
 
 def _show_prompt(text: str) -> None:
     typer.secho(text, nl=False, bold=True)
     sys.stdout.flush()
+
+
+def _gap(tokenizer: "PreTrainedTokenizerBase", prompt: str, last: int, first: int) -> str:
+    """The space between the prompt and the first new token, where tokens do not begin with their own (OpenAI GPT)."""
+    both, left, right = (tokenizer.decode(ids, skip_special_tokens=True) for ids in ([last, first], [last], [first]))
+    is_gap = left and right and both == f"{left} {right}" and not prompt[-1].isspace()
+    return " " if is_gap else ""
 
 
 def _new_ids(row: "Tensor", prompt_length: int, end: int | None) -> list[int]:

@@ -106,9 +106,10 @@ class Preparation(SpecialTokensMixin):
                     f"The pad token {str(token)!r} is not in the vocabulary. "
                     "Add it with tokenizer.add_special_tokens({'pad_token': …}) and resize the model's embeddings."
                 )
+            known = next((name for name in ("eos_token", "unk_token") if name in self._special_tokens), "eos_token")
             raise ValueError(
                 "Padding needs a pad token, and this tokenizer has none. Set one that the model knows, such as "
-                "tokenizer.pad_token = tokenizer.eos_token, or add one with "
+                f"tokenizer.pad_token = tokenizer.{known}, or add one with "
                 "tokenizer.add_special_tokens({'pad_token': '[PAD]'}) and resize the model's embeddings."
             )
         return lengths

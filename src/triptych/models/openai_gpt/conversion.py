@@ -7,11 +7,11 @@ vocab_40000.bpe.
 
 import json
 import os
-import sys
-from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -85,11 +85,9 @@ def convert(
         torch_dtype="float32",
     )
     tokenizer = _tokenizer(source, config)
-    row = read_parts(source, sum(map(prod, shapes)))
-    ends = np.cumsum([prod(shape) for shape in shapes])
-    arrays = {
-        name: part.reshape(shape) for (name, shape), part in zip(named.items(), np.split(row, ends[:-1]), strict=True)
-    }
+    row = open_parts(source, sum(map(prod, shapes)))
+    starts = accumulate(map(prod, shapes), initial=0)
+    arrays = {name: Stretch(row, start, shape) for (name, shape), start in zip(named.items(), starts, strict=False)}
     with staged_folder(target, replaces=lambda name: any(each.owns(name) for each in FORMATS)) as stage:
         safetensors_file.write_arrays(
             rename(arrays, rows, sizes, str(source / SHAPES)), stage / SAFETENSORS.file_name()
@@ -168,8 +166,35 @@ def _tokenizer(source: Path, config: OpenAIGPTConfig) -> OpenAIGPTTokenizerFast:
     return tokenizer
 
 
-def read_parts(source: Path, expected: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """All parts as one row (N,) of float32, read into its own memory once all of them are seen to fit.
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A tensor of the row that the parts make, read when NumPy asks for it: the row may be large."""
+
+    row: list[np.memmap[Any, np.dtype[np.float32]]]
+    start: int
+    shape: tuple[int, ...]
+    dtype: ClassVar[np.dtype[np.float32]] = np.dtype(np.float32)
+
+    def reshape(self, shape: tuple[int, ...]) -> "Stretch":
+        """The same numbers as a tensor of another shape."""
+        return replace(self, shape=shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The numbers, in memory of their own."""
+        numbers = np.empty(prod(self.shape), np.float32)
+        offset = -self.start  # of the part's first number in `numbers`
+        for part in self.row:
+            first, end = max(offset, 0), min(offset + part.size, numbers.size)
+            if first < end:
+                # Not through the map, whose pages would count as memory in use.
+                at = part.offset + (first - offset) * numbers.itemsize
+                numbers[first:end] = np.fromfile(str(part.filename), np.float32, end - first, offset=at)
+            offset += part.size
+        return numbers.reshape(self.shape)
+
+
+def open_parts(source: Path, expected: int) -> list[np.memmap[Any, np.dtype[np.float32]]]:
+    """All parts, which make one row (N,) of float32.
 
     Raises: CheckpointError naming the parts that are missing or damaged, or both numbers when the sizes do not add up.
     """
@@ -183,15 +208,10 @@ def read_parts(source: Path, expected: int) -> np.ndarray[Any, np.dtype[np.float
             f"{SHAPES} asks for {expected:,} numbers, and {PARTS[0]} … {PARTS[-1]} in {source} hold {count:,}. "
             "They belong to different releases, or a part is not whole; fetch them again."
         )
-    row = np.empty(expected, np.float32)
-    start = 0
-    for part in _with_progress(parts):
-        row[start : start + part.size] = part
-        start += part.size
-    return row
+    return parts
 
 
-def _open_part(path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _open_part(path: Path) -> np.memmap[Any, np.dtype[np.float32]]:
     try:
         # Maps the numbers of a .npy file and knows nothing else: `np.load` would also open archives.
         part = np.lib.format.open_memmap(path, mode="r")
@@ -205,12 +225,3 @@ def _open_part(path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
             "Fetch it again."
         )
     return part
-
-
-def _with_progress(parts: list[Any]) -> Iterable[Any]:
-    if not sys.stderr.isatty():
-        return parts
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(parts, description="Reading parts", console=Console(stderr=True), transient=True)
