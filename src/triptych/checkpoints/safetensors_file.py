@@ -1,7 +1,9 @@
 """One .safetensors file (https://huggingface.co/docs/safetensors): a JSON header, then the bytes of each tensor."""
 
 import json
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ DTYPES = {
     "F64": "float64",
 }
 
+# bool is a byte; of the others the name says the bits
+ITEM_BYTES = {name: int(re.findall(r"\d+", name)[0]) // 8 if name != "bool" else 1 for name in DTYPES.values()}
 
 # What is read at once to be cast: it stays in the processor's cache, and is small beside any model.
 BUFFER_BYTES = 2**20
@@ -152,3 +156,25 @@ def _damage(path: Path, error: Exception) -> str:
         f"{path} is not a whole safetensors file ({size}): {error}. "
         "It is damaged or was not downloaded to its end; fetch it again."
     )
+
+
+def write_pieces(tensors: Mapping[str, tuple[TensorInfo, Iterable[bytes]]], path: Path) -> None:
+    """Write tensors whose bytes come piece by piece, under PyTorch's names and with its mark, without PyTorch.
+
+    Raises: OSError if they cannot be written; ValueError if the pieces of a tensor are not as long as its shape asks.
+    """
+    code_of = {name: code for code, name in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (info, _) in tensors.items():
+        start, end = end, end + math.prod(info.shape) * ITEM_BYTES[info.dtype]
+        header[name] = {"dtype": code_of[info.dtype], "shape": info.shape, "data_offsets": (start, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers lie where the processor likes them
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, (_, pieces) in tensors.items():
+            start, end = header[name]["data_offsets"]
+            written = sum(file.write(piece) for piece in pieces)
+            if written != end - start:
+                raise ValueError(f"{name} must have {end - start} bytes; got {written}.")

@@ -16,7 +16,7 @@ from triptych.cli.generate import generate
 from triptych.cli.inspect import inspect
 
 app = typer.Typer(
-    help="OpenAI GPT and GPT Neo: write text, look into models, convert original checkpoints.",
+    help="OpenAI GPT, GPT Neo and Fuyu: write text, look into models, convert original checkpoints.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
