@@ -245,13 +245,13 @@ class TorchArchive:
 
     def _read(self, start: int, size: int) -> bytes:
         self._window.seek(start)
-        data = bytearray()
-        while len(data) < size:
+        data: bytes = self._window.read(size) or b""
+        while len(data) < size:  # one call reads at most 2 GiB
             more = self._window.read(size - len(data))
             if not more:
                 raise CheckpointError(f"{self.name} ends in the middle of its numbers. Fetch it again.")
             data += more
-        return bytes(data)
+        return data
 
     def check(self, name: str, tensor: StoredTensor) -> None:
         """See that a tensor lies within its storage; nothing is read.
