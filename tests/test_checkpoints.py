@@ -391,6 +391,15 @@ def test_parts_of_the_model_may_live_on_disk(folder, expected, tmp_path):
     assert (tmp_path / "index.json").is_file()
 
 
+def test_a_model_that_is_partly_on_disk_generates_the_same(folder, tmp_path):
+    parts = ("transformer.wte", "transformer.wpe", "transformer.h.0", "transformer.ln_f", "lm_head")
+    device_map = dict.fromkeys(parts, "cpu") | {"transformer.h.1": "disk"}
+    model = GPTNeoForCausalLM.from_pretrained(folder / "bin", device_map=device_map, offload_folder=tmp_path)
+    ids = torch.arange(8).view(2, 4)
+    expected = GPTNeoForCausalLM.from_pretrained(folder / "bin").generate(ids, max_new_tokens=4, pad_token_id=0)
+    assert model.generate(ids, max_new_tokens=4, pad_token_id=0).tolist() == expected.tolist()
+
+
 def test_tied_and_new_weights_may_live_on_disk(folder, expected, tmp_path):
     device_map = {"transformer": "cpu", "lm_head": "disk"}
     model = GPTNeoForCausalLM.from_pretrained(

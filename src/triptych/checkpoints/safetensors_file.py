@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ DTYPES = {
     "F64": "float64",
 }
 PYTORCH = {"format": "pt"}  # the metadata that marks a file as PyTorch's
+# bool is a byte; of the others the name says the bits
+ITEM_BYTES = {name: int(re.findall(r"\d+", name)[0]) // 8 if name != "bool" else 1 for name in DTYPES.values()}
 
 # What is read at once to be cast: it stays in the processor's cache, and is small beside any model.
 BUFFER_BYTES = 2**20
@@ -137,18 +140,35 @@ def write_arrays(arrays: Mapping[str, Any], path: Path) -> None:
 
     Raises: OSError if they cannot be written.
     """
-    stored = {name: code for code, name in DTYPES.items()}
+
+    def whole(array: Any) -> Iterator[Any]:
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+    write_pieces(
+        {name: (TensorInfo(array.shape, array.dtype.name), whole(array)) for name, array in arrays.items()}, path
+    )
+
+
+def write_pieces(tensors: Mapping[str, tuple[TensorInfo, Iterable[Any]]], path: Path) -> None:
+    """Write tensors whose bytes come piece by piece, under PyTorch's names and with its mark, without PyTorch.
+
+    Raises: OSError if they cannot be written; ValueError if the pieces of a tensor are not as long as its shape asks.
+    """
+    code_of = {name: code for code, name in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": PYTORCH}
     end = 0
-    for name, array in arrays.items():
-        start, end = end, end + math.prod(array.shape) * array.dtype.itemsize
-        header[name] = {"dtype": stored[array.dtype.name], "shape": list(array.shape), "data_offsets": [start, end]}
+    for name, (info, _) in tensors.items():
+        start, end = end, end + math.prod(info.shape) * ITEM_BYTES[info.dtype]
+        header[name] = {"dtype": code_of[info.dtype], "shape": info.shape, "data_offsets": (start, end)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers lie where the processor likes them
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for array in arrays.values():
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        for name, (_, pieces) in tensors.items():
+            start, end = header[name]["data_offsets"]
+            written = sum(file.write(piece) for piece in pieces)
+            if written != end - start:
+                raise ValueError(f"{name} must have {end - start} bytes; got {written}.")
 
 
 def _damage(path: Path, error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,14 +34,36 @@ def openai_gpt(
     from triptych.models.openai_gpt.conversion import convert as run
 
     config = run(source, target, heads=heads, pre_tokenizer=pre_tokenizer)
+    _tell(source, target, config, config.n_positions, as_json)
+
+
+@convert.command("fuyu")
+def fuyu(
+    source: Annotated[
+        Path, typer.Argument(help="The release's .tar, the folder it was unpacked into, or its model_optim_rng.pt.")
+    ],
+    target: Annotated[Path, typer.Argument(help="The folder to write; made when it is not there.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="adept_vocab.model; that of the release if not given.")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="The largest file of weights, such as 5GB or 500MB.")] = "5GB",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Convert Fuyu from Adept's release."""
+    from triptych.models.fuyu.conversion import convert as run
+
+    config = run(source, target, tokenizer=tokenizer, max_shard_size=max_shard_size)
+    _tell(source, target, config, config.max_position_embeddings, as_json)
+
+
+def _tell(source: Path, target: Path, config: Any, positions: int, as_json: bool) -> None:
+    """What was made."""
     files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
     if as_json:
         facts = {"source": str(source), "target": str(target), "config": config.to_dict(), "files": files}
         typer.echo(json.dumps(facts, ensure_ascii=False))
         return
     typer.echo(
-        f"{target}: {config.n_layer} layers of {config.n_embd} wide, {config.n_head} heads, "
-        f"{config.vocab_size:,} tokens, {config.n_positions:,} positions"
+        f"{target}: {config.num_hidden_layers} layers of {config.hidden_size} wide, "
+        f"{config.num_attention_heads} heads, {config.vocab_size:,} tokens, {positions:,} positions"
     )
     for name, size in files.items():
         typer.echo(f"  {name}  {size:,} bytes")

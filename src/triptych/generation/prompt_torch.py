@@ -63,7 +63,8 @@ def read_prompt(model: Any, ids: Any, request: Request) -> Prompt:
     if ids is None:
         ids = _start(request.options.bos_token_id, 1 if embeds is None else len(embeds))
     _check_ids(ids, model.config.vocab_size)
-    ids = ids.to(device=model.device, dtype=torch.long)
+    # a model whose first weights are kept on disk brings inputs to where they are used
+    ids = ids.to(device=ids.device if model.device.type == "meta" else model.device, dtype=torch.long)
     rows, width = len(ids), ids.shape[1] if embeds is None else embeds.shape[1]
     if embeds is not None and (embeds.dim() != 3 or len(embeds) != rows or not width):
         raise ValueError(f"inputs_embeds must have shape ({rows}, length, hidden_size); got {tuple(embeds.shape)}.")

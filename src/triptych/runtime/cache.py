@@ -190,13 +190,13 @@ torch.utils._pytree.register_pytree_node(
 
 
 def open_layers(past: Sequence[Pair | None] | None, num_layers: int) -> list[LayerCache]:
-    """One writable layer cache per layer, continuing from `past`, which itself stays as it is.
+    """One writable layer cache per layer, continuing from `past`, which itself stays as it is. An empty past is none.
 
     Raises: ValueError when `past` has another number of layers, or a layer of another form, than the model.
     """
-    if past is None:
-        return [LayerCache() for _ in range(num_layers)]
     layers: list[LayerCache] | None = getattr(past, "_layers", None)
+    if past is None or (layers is None and not len(past)):  # tools that move inputs to a device rebuild the tuple
+        return [LayerCache() for _ in range(num_layers)]
     pairs = list(past) if layers is None else layers
     if len(pairs) != num_layers:
         raise ValueError(

@@ -71,7 +71,8 @@ class FuyuForCausalLM(FuyuPreTrainedModel):
         self.language_model.set_output_embeddings(new_embeddings)
 
     def tie_weights(self) -> None:
-        """Let the head be the token embedding, where the decoder's configuration ties them."""
+        """Let the head be the token embedding, where the configuration or that of the decoder ties them."""
+        super().tie_weights()
         self.language_model.tie_weights()
 
     def resize_token_embeddings(
@@ -80,6 +81,7 @@ class FuyuForCausalLM(FuyuPreTrainedModel):
         """Grow or shrink the vocabulary; the head and both configurations follow. See `PreTrainedModel`."""
         embedding = self.language_model.resize_token_embeddings(new_num_tokens, pad_to_multiple_of)
         self.vocab_size = self.config.vocab_size = embedding.num_embeddings
+        self.tie_weights()
         return embedding
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
