@@ -263,14 +263,16 @@ def size_of(image: "Picture") -> tuple[int, int]:
 
 
 def size_to_fit(size: tuple[int, int], limit: tuple[int, int]) -> tuple[tuple[int, int], float]:
-    """The size of an image shrunk into a limit with its aspect kept, never enlarged, and the factor.
+    """The size of an image shrunk into a limit with its aspect kept, never enlarged, and how far it shrank.
 
-    size, limit: (height, width) in pixels. A side is rounded down, but never to nothing.
+    size, limit: (height, width) in pixels. A side is rounded down, but never to nothing. The factor is that of the
+    rounded height, as in the documented release, whose coordinates it scales.
     """
     if size[0] <= limit[0] and size[1] <= limit[1]:
         return size, 1.0
     scale = min(limit[0] / size[0], limit[1] / size[1])
-    return (max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)), scale
+    height, width = int(size[0] * scale), int(size[1] * scale)
+    return (max(height, 1), max(width, 1)), height / size[0] if height else scale
 
 
 def resize(image: "Picture", size: tuple[int, int], resample: int = Resampling.BILINEAR) -> Array:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 Size = tuple[int, int]
 
 
@@ -44,8 +46,9 @@ class Place:
         return f"<{self.kind.name}>{numbers}</{self.kind.name}>"
 
     def tokens(self, factor: float) -> list[str]:
-        """The tokens of a place on a picture that was shrunk by `factor`."""
-        numbers = [str(max(round(value / 2 * factor), 0)) for value in self.values]
+        """The tokens of a place on a picture that was shrunk by `factor`, which counts as float32 like observed."""
+        single = float(np.float32(factor))
+        numbers = [str(round(value / 2 * single)) for value in self.values]
         return [self.kind.open, *numbers, self.kind.close]
 
     def check_inside(self, size: Size) -> None:
