@@ -24,7 +24,9 @@ def caption(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A folder, a hub name, or a model in the box.")
     ] = pictures.MODEL,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to write at most.")] = 100,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to write at most.")
+    ] = 100,
     temperature: Annotated[
         float, typer.Option("--temperature", "-t", min=0, help="0 always takes the likeliest token; more is wilder.")
     ] = 0,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from triptych import FuyuForCausalLM, FuyuProcessor
+    from triptych import FuyuProcessor
 
 MODEL = "triptych/shapes-fuyu"
 STDIN = "-"
@@ -89,7 +89,9 @@ class _Teller:
         self.ids: list[int] = []
         self.text = ""
         self._processor, self._size, self._show = processor, size, show
-        self._opening, self._closing = ({processor.token_id(getattr(k, end)) for k in KINDS} for end in ("open", "close"))
+        self._opening, self._closing = (
+            {processor.token_id(getattr(k, end)) for k in KINDS} for end in ("open", "close")
+        )
         self._begun = False
 
     def put(self, ids: "Tensor") -> None:
