@@ -28,6 +28,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from curves import draw
 from scenes import COLOURS, DIGITS, FORMS, SHAPES, Box, Question, Scene, Thing, draw_scene, questions
 from triptych import FuyuConfig, FuyuForCausalLM, FuyuImageProcessor, FuyuProcessor, LlamaTokenizerFast
 from triptych.models.fuyu.coordinates import places
@@ -367,6 +368,7 @@ def main(
 
     training.model.half().save_pretrained(out)
     processor.save_pretrained(out)
+    draw(out / "logs", ("answers", "kind", "top"), out / "loss.png", "cross-entropy (nats)")
     scores = score(out, scored)
     (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     typer.echo(

@@ -9,7 +9,6 @@ curve and the scores on the validation texts. A run that was stopped goes on whe
 given again.
 """
 
-import csv
 import json
 import math
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import lightning as L
-import matplotlib as mpl
 import numpy as np
 import torch
 import typer
@@ -29,6 +27,7 @@ from tokenizers.normalizers import BertNormalizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from curves import draw
 from triptych import (
     GPT2TokenizerFast,
     GPTNeoConfig,
@@ -39,9 +38,6 @@ from triptych import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 END, UNKNOWN = "<|endoftext|>", "<unk>"
 
@@ -224,19 +220,6 @@ def score(model: PreTrainedModel, options: dict[str, Any], ids: np.ndarray, num_
     return {"perplexity": math.exp(nats / (len(row) - 1)), "bits_per_byte": nats / math.log(2) / num_bytes}
 
 
-def draw_losses(metrics: list[Path], picture: Path) -> None:
-    """The loss curves of Lightning's CSV files, one for each start of the run, as a PNG."""
-    rows = [row for file in metrics for row in csv.DictReader(file.open(encoding="utf-8"))]
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, style in (("train_loss", {"lw": 0.8}), ("valid_loss", {"marker": "o", "ms": 3})):
-        points = sorted((int(row["step"]), float(row[name])) for row in rows if row.get(name))
-        axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style) if points else None
-    axes.set(xlabel="step", ylabel="cross-entropy (nats per token)")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(picture, dpi=120)
-
-
 def main(
     train: Annotated[Path, typer.Argument(help="Folder of .txt files to learn from.")],
     valid: Annotated[Path, typer.Option(help="Folder of .txt files to be scored on.")],
@@ -301,7 +284,7 @@ def main(
     valid_bytes = sum(len(own.seen(file.read_text(encoding="utf-8")).encode()) for file in valid_files)
     scores = score(type(model).from_pretrained(out, torch_dtype=torch.float32), own.options, valid_ids, valid_bytes)
     (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    draw_losses(sorted(out.glob("logs/version_*/metrics.csv")), out / "loss.png")
+    draw(out / "logs", ("train_loss", "valid_loss"), out / "loss.png", "cross-entropy (nats per token)")
     typer.echo(f"perplexity {scores['perplexity']:.2f}, {scores['bits_per_byte']:.3f} bits per byte")
 
 

@@ -28,7 +28,9 @@ def run(monkeypatch, capsys):
 
     def run(*arguments, stdin="", code=0):
         monkeypatch.setattr(sys, "argv", ["triptych", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setattr(
+            sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin if isinstance(stdin, bytes) else stdin.encode()))
+        )
         try:
             cli.main()
             got = 0

@@ -75,7 +75,9 @@ def open_image(path: str | Path | BinaryIO, name: str | None = None) -> "PillowI
             # Pillow warns of a picture above its limit and refuses one of twice that; here the limit is the limit.
             warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
             picture = pillow.open(path)
-    except (pillow.DecompressionBombError, pillow.UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except pillow.UnidentifiedImageError as error:
+        raise ImageError(f"{name} must be a picture, in a format that Pillow reads. Give another file.") from error
+    except (pillow.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"{name} must be a picture that Pillow reads: {error}. Give another file.") from error
     with picture:
         return upright_rgb(picture, name)
