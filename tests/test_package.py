@@ -75,6 +75,7 @@ def test_a_class_is_found_in_one_guess(name):
         ("Tokenizer", "tokenization"),
         ("Config", "configuration"),
         ("BatchFeature", "image_processing"),
+        ("DataCollator", "collating"),
         ("ImageProcessor", "image_processing"),
         ("BatchEncoding", "processing"),
         ("Processor", "processing"),

@@ -60,6 +60,7 @@ from .generation.warpers_torch import (
     TypicalLogitsWarper as TypicalLogitsWarper,
 )
 from .modeling_torch import PreTrainedModel as PreTrainedModel
+from .models.fuyu.collating import FuyuDataCollator as FuyuDataCollator
 from .models.fuyu.configuration import FuyuConfig as FuyuConfig
 from .models.fuyu.image_processing import FuyuBatchFeature as FuyuBatchFeature, FuyuImageProcessor as FuyuImageProcessor
 from .models.fuyu.modeling_torch import (

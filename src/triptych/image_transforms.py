@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from triptych import frameworks
 from triptych.errors import ImageError, MissingFileError
+from triptych.tokenization.options import choose
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
@@ -223,12 +224,7 @@ def channel_axis(shape: Sequence[int], input_data_format: str | ChannelDimension
     Raises: ValueError for a format of another name; ImageError if the axis has no such number.
     """
     if input_data_format is not None:
-        try:
-            axis = ChannelDimension(input_data_format)
-        except ValueError:
-            raise ValueError(
-                f"input_data_format must be 'channels_first' or 'channels_last'; got {input_data_format!r}."
-            ) from None
+        axis = choose(ChannelDimension, input_data_format, "input_data_format")
         if shape[0 if axis is ChannelDimension.FIRST else 2] in CHANNELS:
             return axis
     else:

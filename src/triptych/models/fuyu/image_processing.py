@@ -512,7 +512,7 @@ def _fit(image: Any, settings: Settings, input_data_format: str | ChannelDimensi
 
 def _canvas(fitted: Fitted, settings: Settings, axes: str | ChannelDimension) -> Array:
     """The padded image with its values, (3, H, W) or (H, W, 3)."""
-    first = ChannelDimension(axes) is ChannelDimension.FIRST
+    first = choose(ChannelDimension, axes, "data_format") is ChannelDimension.FIRST
     pixels, (height, width) = fitted.pixels, fitted.size
     high, wide = (max(have, want) for have, want in zip(fitted.size, settings.size, strict=True))
     if not settings.pads:
@@ -540,7 +540,9 @@ def _own_axes(image: Any, input_data_format: str | ChannelDimension | None) -> C
 
 
 def _with_axes(pixels: Array, axes: str | ChannelDimension) -> Array:
-    return pixels.transpose(2, 0, 1) if ChannelDimension(axes) is ChannelDimension.FIRST else pixels
+    return (
+        pixels.transpose(2, 0, 1) if choose(ChannelDimension, axes, "data_format") is ChannelDimension.FIRST else pixels
+    )
 
 
 def _sides(value: Any, name: str) -> Size:

@@ -394,7 +394,7 @@ def _matched(text: Any, images: Any) -> tuple[list[str], list[list[Any]]]:
     if isinstance(text, str) and isinstance(images, list | tuple) and not any(_is_list(each) for each in images):
         images = [list(images)]  # a single text takes all of them
     rows = image_rows(images, may_lack=True)
-    texts = [""] * len(rows) if text is None else [text] if isinstance(text, str) else list(text)
+    texts = [""] * len(rows) if text is None else list(text) if _is_list(text) else [text]
     for each in texts:
         if not isinstance(each, str):
             raise TypeError(f"text must be a str, or a list of str, one for each row; got {type(each).__name__} in it.")
