@@ -116,6 +116,8 @@ def _vocabulary(
         return {argument: str(hub.resolve_file(name, filename, **where)) for argument, filename in names.items()}
     except MissingFileError as error:
         other = f", or {backend}" if backend is not None else ""
+        if backend is None and hub.resolve_file(name, BACKEND, required=False, **where) is not None:
+            other = f", and only {BACKEND} is there. Load it with {cls.__name__}Fast (AutoTokenizer with use_fast=True)"
         raise MissingFileError(f"{cls.__name__} needs {' and '.join(names.values())}{other}. {error}") from error
 
 

@@ -55,14 +55,14 @@ class SentencePieceModel:
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a tokenizer.model.
 
-    Raises: MissingFileError; InvalidFileError if the file is too large to be one.
+    Raises: MissingFileError; InvalidFileError if the file is empty or too large to be one.
     """
     if not Path(path).is_file():
         raise MissingFileError(f"The SentencePiece model {os.fspath(path)} does not exist. Check the path.")
     size = Path(path).stat().st_size
-    if size > MAX_BYTES:
+    if not 0 < size <= MAX_BYTES:
         raise InvalidFileError(
-            f"A SentencePiece model has at most {MAX_BYTES} bytes, and {os.fspath(path)} has {size}. Check the path."
+            f"A SentencePiece model has from 1 to {MAX_BYTES} bytes, and {os.fspath(path)} has {size}. Check the path."
         )
     return Path(path).read_bytes()
 
@@ -81,12 +81,15 @@ def parse(data: bytes, name: str) -> SentencePieceModel:
     Raises: InvalidFileError if the bytes are damaged, or no model of pieces.
     """
     model = SentencePieceModel()
-    at = 0
+    at, found = 0, set()
     try:
         while (at := _read_usual_pieces(model, data, at)) < len(data):
             number, value, at = _field(data, at, len(data))
             if number in _READERS and isinstance(value, slice):
                 _READERS[number](model, data, value)
+                found.add(number)
+        if not SETTINGS.issubset(found):
+            raise _DamageError("it ends before its settings, which every model has")
         _check(model)
     except _DamageError as error:
         raise InvalidFileError(
@@ -209,4 +212,5 @@ def _read_normalizer_settings(model: SentencePieceModel, data: bytes, place: sli
             model.remove_extra_whitespaces = bool(value)
 
 
+SETTINGS = {2, 3}
 _READERS = {1: _read_piece, 2: _read_trainer_settings, 3: _read_normalizer_settings}

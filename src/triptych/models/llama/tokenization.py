@@ -38,7 +38,7 @@ class LlamaTokenizer(PreTrainedTokenizer):
     `sp_model_kwargs` go to it: `enable_sampling`, `nbest_size` and `alpha` draw the pieces of a text at random (Kudo,
     2018, arXiv:1804.10959). `legacy=True` puts a space before the text after a special token too, as checkpoints of
     before July 2023 saw it; `legacy=False` puts one before the whole text only. Text that spells a byte ("<0x0A>") is
-    text like any other, while the fast tokenizer takes it for the byte.
+    text like any other, while the fast tokenizer of a Unigram model takes it for the byte.
     """
 
     vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "tokenizer.model"}
@@ -136,9 +136,8 @@ class LlamaTokenizer(PreTrainedTokenizer):
         token_id: int = self.sp_model.piece_to_id(token)
         return token_id
 
-    def _convert_id_to_token(self, index: int) -> str:
-        piece: str = self.sp_model.id_to_piece(index)
-        return piece
+    def _convert_id_to_token(self, index: int) -> str | None:
+        return self.sp_model.id_to_piece(index) if 0 <= index < self.vocab_size else None
 
     # Text → tokens.
 

@@ -23,9 +23,9 @@ SPECIAL_PIECES = ("<unk>", "<s>", "</s>")
 class LlamaTokenizerFast(PreTrainedTokenizerFast):
     """Text ↔ ids with tokenizer.json, or with tokenizer.model, which is converted (without sentencepiece).
 
-    Every text begins with a space, and with `bos_token` (`add_bos_token`); batches are padded on the left. Text that
-    spells a byte ("<0x0A>") is that byte's token, while the slow tokenizer takes it for text. `legacy` is kept for
-    the slow tokenizer and changes nothing here.
+    Every text begins with a space, and with `bos_token` (`add_bos_token`); batches are padded on the left. To a
+    Unigram model, text that spells a byte ("<0x0A>") is that byte's token, while the slow tokenizer takes it for text.
+    `legacy` is kept for the slow tokenizer and changes nothing here.
     """
 
     vocab_files_names: ClassVar[dict[str, str]] = {
@@ -55,18 +55,18 @@ class LlamaTokenizerFast(PreTrainedTokenizerFast):
         Raises: CheckpointError naming the file that is missing or damaged; ValueError if no file was given, or if
             sequences should begin or end with a token that is None.
         """
-        roles = {"unk_token": unk_token, "bos_token": bos_token, "eos_token": eos_token}
+        kwargs |= {"unk_token": unk_token, "bos_token": bos_token, "eos_token": eos_token}
         if tokenizer_file is None and "tokenizer_object" not in kwargs:
             # What the slow tokenizer of the same model saves.
             kwargs = {"pad_token": None, "sp_model_kwargs": {}, "spaces_between_special_tokens": False} | kwargs
             if kwargs.get("legacy") is None:
                 kwargs["legacy"] = True
-            roles = {name: special(token) if isinstance(token, str) else token for name, token in roles.items()}
+            roles = ("bos_token", "eos_token", "unk_token", "pad_token")
+            kwargs |= {name: special(kwargs[name]) for name in roles if isinstance(kwargs[name], str)}
         super().__init__(
             vocab_file=vocab_file,
             tokenizer_file=tokenizer_file,
             clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-            **roles,
             add_bos_token=add_bos_token,
             add_eos_token=add_eos_token,
             use_default_system_prompt=use_default_system_prompt,
