@@ -4,8 +4,8 @@
 
 PYTHON is an interpreter that has Transformers; without it only our own times are shown. Each round runs
 both libraries, each in a process of its own; the best of the rounds counts. Without --text, the text is drawn from
-GPT-2's vocabulary. Llama's tokenizers read the tokenizer.model that --model gives; without it, a Unigram of 8,000
-pieces is trained on the text.
+GPT-2's vocabulary. Llama's tokenizers read the tokenizer.model that --model gives; without it, a Unigram of at
+most 8,000 pieces is trained on the text.
 """
 
 import argparse
@@ -104,10 +104,9 @@ def trained_model(text, path):
     import sentencepiece
 
     options = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    options |= {"vocab_size": 8000, "hard_vocab_limit": False, "minloglevel": 2}
     with path.open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(text.split("\n")), model_writer=file, vocab_size=8000, minloglevel=2, **options
-        )
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(text.split("\n")), model_writer=file, **options)
     return path
 
 
@@ -122,8 +121,11 @@ def measure(reference, family, files, text_file, rounds):
             ids[library] = (answer["slow_ids"], answer["fast_ids"])
             for name, value in answer["times"].items():
                 best[library][name] = min(value, best[library].get(name, value))
-    same = all(both[0] == both[1] == ids["triptych"][0] for both in ids.values())
-    return best, same, len(ids["triptych"][0])
+    ours = ids["triptych"]
+    same = all(both == ours for both in ids.values())
+    if family != "llama":  # sentencepiece and the engine choose differently among equally likely pieces
+        same &= ours[0] == ours[1]
+    return best, same, len(ours[0])
 
 
 def main():
