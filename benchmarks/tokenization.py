@@ -1,10 +1,11 @@
 """How fast the tokenizers are, beside the reference: ratios of times, measured in turns.
 
-    python benchmarks/tokenization.py [--peer PYTHON] [--text FILE ...] [--json]
+    python benchmarks/tokenization.py [--peer PYTHON] [--family gpt2|llama] [--model FILE] [--text FILE ...] [--json]
 
 PYTHON is an interpreter that has Transformers; without it only our own times are shown. Each round runs
 both libraries, each in a process of its own; the best of the rounds counts. Without --text, the text is drawn from
-GPT-2's vocabulary.
+GPT-2's vocabulary. Llama's tokenizers read the tokenizer.model that --model gives; without it, a Unigram of at
+most 8,000 pieces is trained on the text.
 """
 
 import argparse
@@ -21,10 +22,15 @@ from pathlib import Path
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
-CLASSES = {
-    "triptych": ("triptych.models.gpt2.tokenization", "triptych.models.gpt2.tokenization_fast"),
-    "transformers": ("transformers", "transformers"),
-}
+PREFIXES = {"gpt2": "GPT2", "llama": "Llama"}
+
+
+def classes(library, family):
+    """The slow and the fast class of a library."""
+    ours = f"triptych.models.{family}.tokenization"
+    modules = (ours, f"{ours}_fast") if library == "triptych" else ("transformers", "transformers")
+    names = (f"{PREFIXES[family]}Tokenizer", f"{PREFIXES[family]}TokenizerFast")
+    return [getattr(importlib.import_module(module), name) for module, name in zip(modules, names, strict=True)]
 
 
 def timed(call, seconds=0.6):
@@ -39,12 +45,12 @@ def timed(call, seconds=0.6):
     return statistics.median(times) * 1e3
 
 
-def cases(library, vocab, merges, text):
+def cases(library, family, files, text):
     """Name → time, and the ids of the text, for one library."""
-    slow_module, fast_module = (importlib.import_module(name) for name in CLASSES[library])
-    slow_class, fast_class = slow_module.GPT2Tokenizer, fast_module.GPT2TokenizerFast
+    slow_class, fast_class = classes(library, family)
+    options = {"legacy": False} if family == "llama" else {}
     paragraphs = [part for part in text.split("\n\n") if part.strip()][:1000]
-    slow, fast = slow_class(vocab, merges), fast_class(vocab, merges)
+    slow, fast = slow_class(*files, **options), fast_class(*files, **options)
     for tokenizer in (slow, fast):
         tokenizer.pad_token = tokenizer.eos_token
     prompt = "In a shocking finding, scientists discovered a herd of unicorns."
@@ -53,9 +59,9 @@ def cases(library, vocab, merges, text):
     some = paragraphs[:200]
 
     times = {
-        "slow: load": timed(lambda: slow_class(vocab, merges)),
-        "fast: load vocab.json": timed(lambda: fast_class(vocab, merges)),
-        "slow: load and first batch": timed(lambda: slow_class(vocab, merges)(some)),
+        "slow: load": timed(lambda: slow_class(*files, **options)),
+        "fast: load the slow one's files": timed(lambda: fast_class(*files, **options)),
+        "slow: load and first batch": timed(lambda: slow_class(*files, **options)(some)),
         "slow: batch of texts": timed(lambda: slow(paragraphs)),
         "slow: one prompt": timed(lambda: slow(prompt)),
         "slow: new word of 3,000 letters": timed(lambda: slow.encode("".join(draw.choices(LETTERS, k=3000))), 0.3),
@@ -77,10 +83,10 @@ def cases(library, vocab, merges, text):
     return times, slow(text, verbose=False)["input_ids"], fast(text, verbose=False)["input_ids"]
 
 
-def worker(library, vocab, merges, text_file):
+def worker(library, family, text_file, *files):
     """Measure one library and print JSON."""
     text = Path(text_file).read_text(encoding="utf-8")
-    times, slow_ids, fast_ids = cases(library, vocab, merges, text)
+    times, slow_ids, fast_ids = cases(library, family, files, text)
     print(json.dumps({"times": times, "slow_ids": slow_ids, "fast_ids": fast_ids}))
 
 
@@ -93,19 +99,33 @@ def drawn_text(vocab, words=40_000):
     return "\n\n".join(" ".join(chosen[at : at + 60]) + "." for at in range(0, words, 60))
 
 
-def measure(reference, vocab, merges, text_file, rounds):
+def trained_model(text, path):
+    """Train the SentencePiece model of Llama's tokenizers; returns its path."""
+    import sentencepiece
+
+    options = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    options |= {"vocab_size": 8000, "hard_vocab_limit": False, "minloglevel": 2}
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(text.split("\n")), model_writer=file, **options)
+    return path
+
+
+def measure(reference, family, files, text_file, rounds):
     """Library → name → the best time of the rounds; and whether both give the same ids."""
     pythons = {"triptych": sys.executable} | ({"transformers": reference} if reference else {})
     best, ids = {library: {} for library in pythons}, {}
     for _ in range(rounds):
         for library, python in pythons.items():
-            command = [python, __file__, "--worker", library, vocab, merges, text_file]
+            command = [python, __file__, "--worker", library, family, text_file, *files]
             answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             ids[library] = (answer["slow_ids"], answer["fast_ids"])
             for name, value in answer["times"].items():
                 best[library][name] = min(value, best[library].get(name, value))
-    same = all(both[0] == both[1] == ids["triptych"][0] for both in ids.values())
-    return best, same, len(ids["triptych"][0])
+    ours = ids["triptych"]
+    same = all(both == ours for both in ids.values())
+    if family != "llama":  # sentencepiece and the engine choose differently among equally likely pieces
+        same &= ours[0] == ours[1]
+    return best, same, len(ours[0])
 
 
 def main():
@@ -114,6 +134,8 @@ def main():
         return worker(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="an interpreter that has Transformers")
+    parser.add_argument("--family", choices=PREFIXES, default="gpt2")
+    parser.add_argument("--model", type=Path, help="a tokenizer.model for Llama's tokenizers")
     parser.add_argument("--text", nargs="*", type=Path, help="text files to encode")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -123,8 +145,12 @@ def main():
     text = "\n\n".join(path.read_text(encoding="utf-8") for path in options.text) if options.text else None
     with tempfile.TemporaryDirectory() as folder:
         text_file = Path(folder, "text")
-        text_file.write_text(text or drawn_text(vocab), encoding="utf-8")
-        best, same, tokens = measure(options.peer, vocab, merges, str(text_file), options.rounds)
+        text = text or drawn_text(vocab)
+        text_file.write_text(text, encoding="utf-8")
+        files = [vocab, merges]
+        if options.family == "llama":
+            files = [str(options.model or trained_model(text, Path(folder, "tokenizer.model")))]
+        best, same, tokens = measure(options.peer, options.family, files, str(text_file), options.rounds)
     if options.json:
         return print(json.dumps({"milliseconds": best, "tokens": tokens, "same_ids": same}, indent=2))
     return show(best, same, tokens)

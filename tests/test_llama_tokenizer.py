@@ -362,11 +362,29 @@ def test_what_is_wrong_with_a_model_is_said(data, problem, folder):
 
 
 @both
-@pytest.mark.parametrize("data", [b"", b"\x00", b"garbage", BPE.read_bytes()[:5000], b"{}" * 500])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x00",
+        b"garbage",
+        b"{}" * 500,
+        BPE.read_bytes()[:5000],
+        UNIGRAM.read_bytes().replace("é".encode(), b"\xc3("),
+    ],
+    ids=["empty", "zero", "text", "braces", "cut", "not UTF-8"],
+)
 def test_a_damaged_model_is_named(cls, data, folder):
     (folder / "tokenizer.model").write_bytes(data)
     with pytest.raises(InvalidFileError, match=r"tokenizer\.model"):
         cls.from_pretrained(folder, legacy=True)
+
+
+def test_a_damaged_table_of_changes_is_refused_by_the_class_that_uses_it(folder):
+    table = CHANGING.read_bytes().replace(b"fi\x00", b"fi ")
+    (folder / "tokenizer.model").write_bytes(table)
+    with pytest.raises(InvalidFileError, match=r"tokenizer\.model"):
+        LlamaTokenizer.from_pretrained(folder, legacy=True)
 
 
 def test_a_file_far_too_large_is_not_read(folder, monkeypatch):

@@ -76,6 +76,9 @@ class LlamaTokenizer(PreTrainedTokenizer):
         self.sp_model_kwargs = dict(sp_model_kwargs or {})
         self._model_bytes = read_bytes(vocab_file)  # saved as they are, wherever the file is by then
         self.sp_model = self.get_spm_processor(kwargs.pop("from_slow", False))
+        self._tokens = self._read_pieces()
+        self._token_ids = {piece: token_id for token_id, piece in enumerate(self._tokens)}
+        self._unk_id: int = self.sp_model.unk_id()
         self._before_space = "" if unk_token is None else str_of(unk_token)
         self.unk_token_length = len(self.sp_model.encode(self._before_space))
         roles = {"bos_token": bos_token, "eos_token": eos_token, "unk_token": unk_token, "pad_token": pad_token}
@@ -104,11 +107,21 @@ class LlamaTokenizer(PreTrainedTokenizer):
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model, **self.sp_model_kwargs)
         except RuntimeError as error:
-            raise InvalidFileError(
-                f"{os.fspath(self.vocab_file)} is no SentencePiece model: {error}. "
-                "Fetch the file again, or check that it is the right one."
-            ) from error
+            raise self._damaged(error) from error
         return processor
+
+    def _read_pieces(self) -> list[str]:
+        try:
+            pieces: list[str] = self.sp_model.id_to_piece(list(range(self.sp_model.get_piece_size())))
+        except UnicodeDecodeError as error:
+            raise self._damaged(error) from error
+        return pieces
+
+    def _damaged(self, error: Exception) -> InvalidFileError:
+        return InvalidFileError(
+            f"{os.fspath(self.vocab_file)} is no SentencePiece model: {error}. "
+            "Fetch the file again, or check that it is the right one."
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the library's object, which would lose its options."""
@@ -124,20 +137,18 @@ class LlamaTokenizer(PreTrainedTokenizer):
     @property
     def vocab_size(self) -> int:
         """The number of tokens before any were added."""
-        size: int = self.sp_model.get_piece_size()
-        return size
+        return len(self._tokens)
 
     def get_vocab(self) -> dict[str, int]:
         """Token → id, added tokens included."""
-        pieces = self.sp_model.id_to_piece(list(range(self.vocab_size)))
-        return {piece: token_id for token_id, piece in enumerate(pieces)} | self._added_tokens.ids
+        return self._token_ids | self._added_tokens.ids
 
     def _convert_token_to_id(self, token: str) -> int:
-        token_id: int = self.sp_model.piece_to_id(token)
-        return token_id
+        token_id = self._token_ids.get(token)
+        return self._unk_id if token_id is None else token_id
 
     def _convert_id_to_token(self, index: int) -> str | None:
-        return self.sp_model.id_to_piece(index) if 0 <= index < self.vocab_size else None
+        return self._tokens[index] if 0 <= index < len(self._tokens) else None
 
     # Text → tokens.
 
