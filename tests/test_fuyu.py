@@ -229,7 +229,6 @@ def test_a_patch_stands_where_its_index_says():
     """Equal to giving, as embeddings, the words with the projected patches put in their places one by one."""
     model, one = make(), row(4, 3)
     one["places"][1:5] = torch.tensor([2, 0, 0, 3])  # in any order, and a patch may stand twice
-    one["patches"] = one["patches"]
     with torch.no_grad():
         embeds = model.get_input_embeddings()(one["ids"])
         for place, index in enumerate(one["places"].tolist()):

@@ -156,7 +156,7 @@ class _InertUnpickler(pickle.Unpickler):
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
         self._known: dict[str, Any] = {
-            "collections.OrderedDict": lambda *_: _Dict(),
+            "collections.OrderedDict": lambda *pairs: _Dict(*pairs),
             "torch.Size": lambda sizes: tuple(sizes),
             "torch._utils._rebuild_tensor": lambda *description: _tensor(*description),
             "torch._utils._rebuild_tensor_v2": lambda *description: _tensor(*description),
