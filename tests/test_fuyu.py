@@ -52,6 +52,19 @@ def test_a_padded_batch_gives_what_each_row_gives_alone(sizes, side, variant, im
             assert gap(of_row, model(**alone(one)).logits[0]) <= TOLERANCE
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_with_dynamic_scaling_the_length_of_a_row_counts_and_not_that_of_the_batch(side):
+    model, rows = make(**DYNAMIC), [row(4, 9, 1), row(0, 3, 2), row(6, 3, 3)]
+    together = batch(rows, side)
+    mask = together["attention_mask"]
+    with torch.no_grad():
+        logits = model(**together, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
+        for index, one in enumerate(rows):
+            assert gap(logits[index][mask[index] == 1], model(**alone(one)).logits[0]) <= TOLERANCE
+        if side == "right":  # the positions that are counted are the same
+            assert gap(model(**together).logits[mask == 1], logits[mask == 1]) <= TOLERANCE
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_a_left_padded_batch_is_continued_as_each_row_is_alone(variant, use_cache):
@@ -216,7 +229,6 @@ def test_a_patch_stands_where_its_index_says():
     """Equal to giving, as embeddings, the words with the projected patches put in their places one by one."""
     model, one = make(), row(4, 3)
     one["places"][1:5] = torch.tensor([2, 0, 0, 3])  # in any order, and a patch may stand twice
-    one["patches"] = one["patches"]
     with torch.no_grad():
         embeds = model.get_input_embeddings()(one["ids"])
         for place, index in enumerate(one["places"].tolist()):
@@ -528,6 +540,11 @@ BAD_INPUT = {
     ),
     "no input": ({"input_ids": None}, ValueError, r"input_ids or inputs_embeds, one of the two; got neither\."),
     "two inputs": ({"inputs_embeds": torch.zeros(2, 9, 24)}, ValueError, r"got both\. Pass one"),
+    "narrow embeddings": (
+        {"input_ids": None, "inputs_embeds": torch.zeros(2, 9, 12)},
+        ValueError,
+        r"inputs_embeds must be 24 wide, as the model is; got 12",
+    ),
     "labels' shape": ({"labels": IDS[:, :8]}, ValueError, r"labels must have shape \(2, 9\).*got \(2, 8\)"),
     "label": ({"labels": IDS * 0 + 31}, LabelError, r"labels must be from 0 to 30, or -100.*got 31 at \[0, 0\]"),
     "past of another batch": (
@@ -549,6 +566,12 @@ BAD_IMAGES = {
         r"image_patches_indices must have shape \(batch, length\) = \(1, 9\); got \(2, 9\)",
     ),
     "flat indices": ({"image_patches_indices": ONE["places"]}, ValueError, r"= \(1, 9\); got \(9,\)"),
+    "indices that are no ints": (
+        {"image_patches_indices": ONE["places"][None].float()},
+        TypeError,
+        r"image_patches_indices must be a tensor of ints; got torch\.float32",
+    ),
+    "a list of indices": ({"image_patches_indices": [[-1]]}, TypeError, r"a tensor of ints; got list"),
     "index above": (
         {"image_patches_indices": ONE["places"][None] + 1},
         ValueError,

@@ -231,6 +231,7 @@ HOSTILE_PICKLES = {
     "an import by the old opcode": b"(S'touch ran'\nios\nsystem\n.",
     "a list without end": b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".",
     "a storage that is none": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(U\x01xK\x00K\x01\x85K\x01\x85\x89NtR.",
+    "a number that asks for all of the memory": b"\x80\x02}r\xff\xff\xff\xff.",
     "nothing": b"",
     "a name with dots": b"\x80\x04\x8c\x02os\x8c\x0bpath.system\x93)R.",
 }
@@ -268,6 +269,10 @@ WRONG_TENSORS = {
     "unused": (
         lambda flat: flat | {"vit_encoder.extra.weight": torch.ones(2)},
         r"holds what no row of the table names: vit_encoder\.extra\.weight",
+    ),
+    "a name that writes to the terminal": (
+        lambda flat: flat | {"\x1b[31mred": torch.ones(2)},
+        r"names: '\\x1b\[31mred'",
     ),
     "a layer left out": (
         lambda flat: {name.replace("layers.1.", "layers.7."): value for name, value in flat.items()},

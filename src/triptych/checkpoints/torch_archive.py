@@ -10,6 +10,7 @@ import io
 import math
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 import zlib
@@ -35,7 +36,7 @@ STORAGES = {
     "LongStorage": ("int64", 8),
     "ShortStorage": ("int16", 2),
 }
-MAX_PICKLE_BYTES = 2**25  # that of a checkpoint of thousands of tensors has fewer than a million
+MAX_PICKLE_BYTES = 2**24  # that of a checkpoint of thousands of tensors has fewer than a million
 PIECE = 2**24  # bytes of a tensor that are in memory at once
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip entry: signature, length of the name, length of the extra field
 
@@ -155,7 +156,7 @@ class _InertUnpickler(pickle.Unpickler):
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
         self._known: dict[str, Any] = {
-            "collections.OrderedDict": lambda *_: _Dict(),
+            "collections.OrderedDict": lambda *pairs: _Dict(*pairs),
             "torch.Size": lambda sizes: tuple(sizes),
             "torch._utils._rebuild_tensor": lambda *description: _tensor(*description),
             "torch._utils._rebuild_tensor_v2": lambda *description: _tensor(*description),
@@ -217,6 +218,10 @@ class TorchArchive:
     def _unpickled(self) -> Any:
         data = self._bytes("data.pkl", MAX_PICKLE_BYTES)
         try:
+            for opcode, argument, _ in pickletools.genops(data):
+                # The table of what is remembered is as long as its largest number, whatever the pickle's own length.
+                if "PUT" in opcode.name and int(argument or 0) > len(data):
+                    raise ValueError(f"it remembers an object under the number {argument}")
             return _InertUnpickler(data).load()
         except Exception as error:  # whatever a damaged or hostile pickle does, it is the file's fault
             raise CheckpointError(

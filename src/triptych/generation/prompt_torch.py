@@ -48,7 +48,7 @@ class Prompt:
 def _rows_of(value: Any, rows: Tensor, name: str) -> Any:
     if isinstance(value, Tensor) and name != "head_mask":  # the one input whose first axis is not the batch
         return value.index_select(0, rows.to(value.device))
-    return [value[row] for row in rows.tolist()] if isinstance(value, list) else value
+    return [value[row] for row in rows.tolist()] if isinstance(value, list | tuple) else value
 
 
 def read_prompt(model: Any, ids: Any, request: Request) -> Prompt:

@@ -213,7 +213,8 @@ def named_tensors(archive: TorchArchive) -> dict[str, StoredTensor]:
         if looked_at > 10**6 or len(prefix) > 1000:  # a dict may hold itself
             raise CheckpointError(f'"model" in {archive.name} has no end. The file is damaged or hostile.')
         if isinstance(value, dict):
-            todo += [(f"{prefix}.{name}" if prefix else str(name), inner) for name, inner in value.items()]
+            names = (name if isinstance(name, str) and name.isprintable() else repr(name) for name in value)
+            todo += [(f"{prefix}.{name}".lstrip("."), value) for name, value in zip(names, value.values(), strict=True)]
         elif not LEFT_OUT.search(prefix):
             if not isinstance(value, StoredTensor):
                 raise CheckpointError(

@@ -190,6 +190,9 @@ class FuyuForCausalLM(FuyuPreTrainedModel):
         batch, length = embeds.shape[:2]
         if indices is None:
             raise ValueError("image_patches need image_patches_indices, which say where they stand. Pass both.")
+        if not isinstance(indices, Tensor) or indices.is_floating_point() or indices.dtype == torch.bool:
+            got_type = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+            raise TypeError(f"image_patches_indices must be a tensor of ints; got {got_type}.")
         if indices.dim() != 2 or len(indices) != batch:
             got = tuple(indices.shape)
             raise ValueError(f"image_patches_indices must have shape (batch, length) = {(batch, length)}; got {got}.")

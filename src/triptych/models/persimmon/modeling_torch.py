@@ -42,12 +42,12 @@ class Rotation(NamedTuple):
         return torch.cat((left * cos - right * sin, right * cos + left * sin, rest), dim=-1)
 
 
-def rotation(config: PersimmonConfig, position_ids: Tensor, dtype: torch.dtype) -> Rotation:
+def rotation(config: PersimmonConfig, position_ids: Tensor, is_token: Tensor | None, dtype: torch.dtype) -> Rotation:
     """The angles of tokens at `position_ids` (1 or B, T), computed in float32 and given in `dtype`.
 
     Linear scaling divides positions by the factor. Dynamic scaling (the NTK-aware form, by the length so far) raises
-    the base once a row is longer than max_position_embeddings; a row's length is its last position plus one, so that
-    padding does not count.
+    the base once a row is longer than max_position_embeddings; a row's length is the last position of its tokens plus
+    one, so that padding, where `is_token` (B, T) is False, does not count.
     """
     features, scaling = rotated_features(config), config.rope_scaling
     positions = position_ids.float()
@@ -55,7 +55,8 @@ def rotation(config: PersimmonConfig, position_ids: Tensor, dtype: torch.dtype) 
     if scaling is not None and scaling["type"] == "linear":
         positions = positions / scaling["factor"]
     elif scaling is not None:
-        length = positions.amax(dim=1)[:, None, None] + 1
+        of_tokens = positions if is_token is None else positions.where(is_token, 0.0)
+        length = of_tokens.amax(dim=1)[:, None, None] + 1
         growth = scaling["factor"] * length / config.max_position_embeddings - (scaling["factor"] - 1)
         theta = theta * growth.clamp(min=1) ** (features / (features - 2))
     exponents = torch.arange(0, features, 2, device=positions.device) / max(features, 1)
@@ -243,7 +244,11 @@ class PersimmonModel(PersimmonPreTrainedModel):
             check_token_ids(input_ids, self.embed_tokens.num_embeddings)
             inputs_embeds = self.embed_tokens(input_ids)
         x: Tensor = inputs_embeds  # type: ignore[assignment]  # (B, T, C)
-        rotate = rotation(config, self._positions(position_ids, attention_mask, batch, length, past, x), x.dtype)
+        if x.shape[-1] != config.hidden_size:
+            raise ValueError(f"inputs_embeds must be {config.hidden_size} wide, as the model is; got {x.shape[-1]}.")
+        position_ids = self._positions(position_ids, attention_mask, batch, length, past, x)
+        is_token = None if mask.padding is None else mask.padding[:, past:].to(x.device)
+        rotate = rotation(config, position_ids, is_token, x.dtype)
 
         hidden_states, attentions = [], []
         for index, layer in enumerate(self.layers):
