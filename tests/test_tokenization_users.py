@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, models
 
-from triptych import GPT2Tokenizer, GPT2TokenizerFast, pretrained
-from triptych.errors import CheckpointError
+from triptych import GPT2Tokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast, pretrained
+from triptych.errors import CheckpointError, TokenIdError
 from triptych.models.openai_gpt.pretokenization import standardise
 
 CLASSES = [GPT2Tokenizer, GPT2TokenizerFast]
@@ -130,3 +130,13 @@ def test_a_damaged_option_is_named_with_its_file(folder, cls, fields):
 def test_white_space_takes_time_in_proportion():
     # A million spaces took minutes when the time was squared; a hang would end the run.
     assert standardise("a" + " " * 1_000_000 + "b \n\n  c") == "a b \n c"
+
+
+def test_a_fast_vocabulary_may_leave_ids_out():
+    backend = Tokenizer(models.WordLevel({"a": 0, "b": 7}, unk_token="a"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert tokenizer.decode([0, 7]) == "a b"
+    with pytest.raises(TokenIdError, match="ids 0 to 7, and 8 is not"):
+        tokenizer.decode([8])
+    tokenizer.add_tokens(["c"])
+    assert tokenizer.decode(tokenizer.convert_tokens_to_ids(["b", "c"])) == "b c"

@@ -134,7 +134,10 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
     def _id_limit(self) -> int:
         size = len(self)
         if self._vocabulary_end is None or self._vocabulary_end[0] != size:
-            self._vocabulary_end = (size, max(self.get_vocab().values(), default=-1) + 1)
+            # Mostly the ids are 0 to size - 1, and asking for each is far quicker than a copy of a large vocabulary.
+            name = self._tokenizer.id_to_token
+            whole = name(size) is None and all(name(token_id) is not None for token_id in range(size))
+            self._vocabulary_end = (size, size if whole else max(self.get_vocab().values(), default=-1) + 1)
         return self._vocabulary_end[1]
 
     @property

@@ -75,7 +75,8 @@ class LlamaTokenizer(PreTrainedTokenizer):
         self.use_default_system_prompt = use_default_system_prompt
         self.sp_model_kwargs = dict(sp_model_kwargs or {})
         self._model_bytes = read_bytes(vocab_file)  # saved as they are, wherever the file is by then
-        self.sp_model = self.get_spm_processor(kwargs.pop("from_slow", False))
+        self._from_slow: bool = kwargs.pop("from_slow", False)
+        self.sp_model = self.get_spm_processor(self._from_slow)
         self._tokens = self._read_pieces()
         self._token_ids = {piece: token_id for token_id, piece in enumerate(self._tokens)}
         self._unk_id: int = self.sp_model.unk_id()
@@ -130,7 +131,7 @@ class LlamaTokenizer(PreTrainedTokenizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the library's object anew."""
         self.__dict__ = state
-        self.sp_model = self.get_spm_processor()
+        self.sp_model = self.get_spm_processor(self._from_slow)
 
     # The vocabulary.
 
