@@ -1,8 +1,10 @@
 """Adept's release of Fuyu, made small: its layout and names, with objects of the training program in the pickle."""
 
+import struct
 import sys
 import tarfile
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,25 @@ SIZES = {
     "num_attention_heads": 3,
     "patch_size": 2,
 }
-VOCABULARY = b"\n\x10\n\x0c|ENDOFTEXT|\x15\x00\x00\x00\x00"
+PIECES = ("<unk>", "<s>", "</s>", "|ENDOFTEXT|", *"abc")
+
+
+def _message(number: int, data: bytes) -> bytes:
+    """A field of a protobuf message that is a message or a text of fewer than 128 bytes."""
+    return bytes([8 * number + 2, len(data)]) + data
+
+
+def _piece(text: str, kind: int) -> bytes:
+    return _message(1, _message(1, text.encode()) + b"\x15" + struct.pack("<f", 0) + bytes([0x18, kind]))
+
+
+def vocabulary(pieces: Sequence[str]) -> bytes:
+    """A SentencePiece model: pieces (the unknown one is of kind 2), its kind (1, Unigram), and no normalisation."""
+    stored = b"".join(_piece(text, 2 if text == "<unk>" else 1) for text in pieces)
+    return stored + _message(2, b"\x18\x01") + _message(3, _message(1, b"identity"))
+
+
+VOCABULARY = vocabulary(PIECES)
 PROGRAM = "megatron_of_the_test.arguments"  # no such module is there when the file is read
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import fuyu_release
 from fuyu_models import gap
 from fuyu_release import checkpoint, nested, tensors, write_folder, write_tar
-from triptych import FuyuConfig, FuyuForCausalLM
+from triptych import FuyuConfig, FuyuForCausalLM, FuyuProcessor
 from triptych.checkpoints.torch_archive import FilePart, Placeholder, TorchArchive
 from triptych.errors import CheckpointError, MissingFileError, SaveError
 from triptych.models.fuyu.conversion import ADEPT_RELEASE, convert, rows_of
@@ -90,7 +90,7 @@ def test_a_converted_folder_loads_as_a_model(release, tmp_path):
     images = {"image_patches": [torch.ones(2, 12)], "image_patches_indices": places}
     with torch.no_grad():
         assert gap(model(ids, **images).logits, expected(ids, **images).logits) == 0
-    assert model.generation_config.eos_token_id == 2
+    assert model.generation_config.eos_token_id == fuyu_release.PIECES.index("|ENDOFTEXT|")
 
 
 def test_the_tokenizer_and_the_processor_are_written_as_published(release, tmp_path):
@@ -112,6 +112,25 @@ def test_the_tokenizer_and_the_processor_are_written_as_published(release, tmp_p
         "tokenizer.model",
         "tokenizer_config.json",
     }
+
+
+def test_a_converted_folder_loads_as_a_processor(release, tmp_path):
+    convert(release, tmp_path / "out")
+    processor = FuyuProcessor.from_pretrained(tmp_path / "out")
+    assert processor.image_processor.patch_size == {"height": 2, "width": 2}
+    assert processor.tokenizer.eos_token_id == fuyu_release.PIECES.index("|ENDOFTEXT|")
+    assert processor.tokenizer.tokenize("abc")[-3:] == ["a", "b", "c"]
+
+
+def test_a_vocabulary_of_another_model_is_refused(release, tmp_path):
+    more = fuyu_release.vocabulary([*fuyu_release.PIECES, *map(str, range(40))])
+    (tmp_path / "other.model").write_bytes(more)
+    with pytest.raises(CheckpointError, match="47 pieces, and the model embeds 40"):
+        convert(release, tmp_path / "out", tokenizer=tmp_path / "other.model")
+    (tmp_path / "other.model").write_bytes(more[:-20])
+    with pytest.raises(CheckpointError, match=r"other\.model"):
+        convert(release, tmp_path / "out", tokenizer=tmp_path / "other.model")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

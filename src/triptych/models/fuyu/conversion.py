@@ -24,6 +24,7 @@ from triptych.errors import CheckpointError, MissingFileError, SaveError
 from triptych.files import staged_folder, write_json
 from triptych.generation.configuration import GENERATION_CONFIG_NAME, GenerationConfig
 from triptych.models.fuyu.configuration import FuyuConfig
+from triptych.models.llama.sentencepiece_model import parse
 
 WEIGHTS, VOCABULARY = "model_optim_rng.pt", "adept_vocab.model"
 HEAD_WIDTH = 64  # of every head of fuyu-8b; where queries are normalised, the files say
@@ -112,18 +113,24 @@ def convert(
     """
     limit = parse_size(max_shard_size)
     weights, vocabulary = find_release(Path(source), None if tokenizer is None else Path(tokenizer))
+    words = parse(vocabulary.read_bytes(), vocabulary.name)
     with TorchArchive(weights) as archive:
         tensors = named_tensors(archive)
         sizes, rows = _layout(tensors, archive.name)
         check({name: tensor.shape for name, tensor in tensors.items()}, rows, sizes, archive.name)
         for name, tensor in tensors.items():
             archive.check(name, tensor)
+        if len(words.pieces) > sizes["V"]:
+            raise CheckpointError(
+                f"{vocabulary.name} has {len(words.pieces):,} pieces, and the model embeds {sizes['V']:,} tokens. "
+                "Give the vocabulary of this model."
+            )
         config = _configuration(sizes, tensors)
         patch = {"height": config.patch_size, "width": config.patch_size}
         with staged_folder(target, replaces=lambda name: any(each.owns(name) for each in FORMATS)) as stage:
             _write_shards(archive, {row.published: tensors[row.original] for row in rows}, limit, stage)
             config.save_pretrained(stage)
-            GenerationConfig.from_model_config(config).to_json_file(stage / GENERATION_CONFIG_NAME)
+            _generation(config, words.pieces).to_json_file(stage / GENERATION_CONFIG_NAME)
             (stage / "tokenizer.model").write_bytes(vocabulary.read_bytes())
             write_json(stage / "tokenizer_config.json", TOKENIZER_CONFIG)
             write_json(stage / "preprocessor_config.json", PREPROCESSOR_CONFIG | {"patch_size": patch})
@@ -278,6 +285,15 @@ def _configuration(sizes: Mapping[str, int], tensors: Mapping[str, StoredTensor]
         architectures=["FuyuForCausalLM"],
         torch_dtype=max(dtypes, key=FLOATS.index),
     )
+
+
+def _generation(config: FuyuConfig, pieces: list[str]) -> GenerationConfig:
+    """Texts end where the release's do, which is not at the eos token of the published configuration."""
+    generation = GenerationConfig.from_model_config(config)
+    end = TOKENIZER_CONFIG["eos_token"]
+    if end in pieces:
+        generation.eos_token_id = pieces.index(end)
+    return generation
 
 
 def _write_shards(archive: TorchArchive, tensors: Mapping[str, StoredTensor], limit: int, stage: Path) -> None:
