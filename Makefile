@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint types unit train gpt1-vocabulary clean
+.PHONY: demo test lint types unit train train-fuyu gpt1-vocabulary clean
 
 demo: $(VENV)/.torch  ## write a story with the model in the box
 	$(BIN)/triptych generate "Once upon a time there was a little girl who" --seed 4
@@ -23,6 +23,9 @@ unit: $(VENV)/.dev
 
 train: $(VENV)/.train  ## a model of your own: make train ARGS="TEXTS --valid MORE_TEXTS --out runs/mine"
 	$(BIN)/python recipes/train_language_model.py $(or $(ARGS),--help)
+
+train-fuyu: $(VENV)/.train  ## the model that looks at pictures: make train-fuyu ARGS="--out runs/shapes-fuyu"
+	$(BIN)/python recipes/train_fuyu.py $(or $(ARGS),--help)
 
 gpt1-vocabulary: $(VENV)/.dev  ## OpenAI's own vocabulary against the recorded ids: make gpt1-vocabulary FOLDER=...
 	GPT1_VOCABULARY=$(FOLDER) $(BIN)/pytest tests/real_openai_gpt_vocabulary.py
