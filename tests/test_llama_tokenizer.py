@@ -27,6 +27,7 @@ FOLDER = Path(__file__).parent / "golden" / "llama_tokenizers"
 BPE, UNIGRAM, CHANGING = (FOLDER / f"{name}.model" for name in ("bpe", "unigram", "changing"))
 CLASSES = [LlamaTokenizer, LlamaTokenizerFast]
 both = pytest.mark.parametrize("cls", CLASSES)
+patient = settings(deadline=None)  # the machine may be busy
 FUYU = {"bos_token": "|ENDOFTEXT|", "eos_token": "|ENDOFTEXT|"}
 
 SLOW = [LlamaTokenizer(file, legacy=legacy) for file in (BPE, UNIGRAM) for legacy in (True, False)]
@@ -62,12 +63,14 @@ def output_of(code):
 # Properties.
 
 
+@patient
 @given(TEXT)
 def test_fast_decoding_gives_back_every_text(text):
     for tokenizer in FAST:
         assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
 
 
+@patient
 @given(TEXT)
 def test_slow_decoding_gives_back_every_text_but_for_spaces_in_front(text):
     for tokenizer in SLOW:
@@ -75,19 +78,21 @@ def test_slow_decoding_gives_back_every_text_but_for_spaces_in_front(text):
         assert decoded.lstrip(" ") == text.lstrip(" ")
 
 
-@settings(deadline=None)
+@patient
 @given(TEXT)
 def test_the_slow_and_the_fast_tokenizer_give_the_same_ids(text):
     for slow, fast in zip(SLOW[::2], FAST, strict=True):
         assert slow(text).input_ids == fast(text).input_ids
 
 
+@patient
 @given(st.lists(TEXT, min_size=1, max_size=4))
 def test_a_batch_holds_what_each_text_gives_alone(texts):
     for tokenizer in SLOW + FAST:
         assert tokenizer(texts).input_ids == [tokenizer(text).input_ids for text in texts]
 
 
+@patient
 @given(st.lists(TEXT, min_size=1, max_size=3))
 def test_padding_adds_to_one_side_and_nothing_else(texts):
     for cls, side in ((LlamaTokenizer, "right"), (LlamaTokenizerFast, "left")):
@@ -394,7 +399,7 @@ def test_a_file_far_too_large_is_not_read(folder, monkeypatch):
             cls.from_pretrained(folder, legacy=True)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(patient, max_examples=200)
 @given(st.sampled_from([BPE, UNIGRAM, CHANGING]), st.data())
 def test_a_model_with_changed_bytes_is_read_or_refused(file, data):
     bytes_ = bytearray(file.read_bytes())
@@ -457,6 +462,18 @@ def test_a_loaded_fast_tokenizer_keeps_the_model_for_saving(folder):
     assert Path(path).read_bytes() == UNIGRAM.read_bytes()
     loaded.save_pretrained(folder)  # onto itself
     assert (folder / "tokenizer.model").read_bytes() == UNIGRAM.read_bytes()
+
+
+@pytest.mark.parametrize("file", [BPE, UNIGRAM], ids=["bpe", "unigram"])
+def test_saving_leaves_out_the_lengths_of_the_last_call_and_keeps_them_in_use(file):
+    tokenizer = LlamaTokenizerFast(file, pad_token="<unk>")
+    before = tokenizer.to_json()
+    tokenizer(["a b c d", "a"], padding=True, truncation=True, max_length=4)
+    used = tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding
+    assert None not in used
+    assert tokenizer.to_json() == before
+    assert (tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding) == used
+    assert json.loads(before)["truncation"] is json.loads(before)["padding"] is None
 
 
 def test_a_slow_tokenizer_is_saved_as_it_was_read_even_when_the_file_is_gone(folder):

@@ -74,6 +74,8 @@ def test_a_converted_model_is_written_as_the_reference_writes_it(saved):
     state = json.loads(make(*golden.SAVED[saved]).to_json())
     assert state.pop("model").items() >= (expected := read(f"{saved}/tokenizer.json")).pop("model").items()
     assert state == expected
+    if saved == "saved_unigram":  # merges have changed their form since
+        assert make(*golden.SAVED[saved]).to_json() == (FOLDER / saved / "tokenizer.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("saved", golden.SAVED)

@@ -2,16 +2,15 @@
 
 import copy
 import json
-import os
 import threading
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from tokenizers import AddedToken, Encoding, Tokenizer, models, pre_tokenizers, processors, trainers
 
-from triptych.errors import InvalidFileError, MissingFileError
+from triptych.errors import InvalidFileError
+from triptych.tokenization import engine
 from triptych.tokenization.base import PreTrainedTokenizerBase
 from triptych.tokenization.batch_encoding import BatchEncoding
 from triptych.tokenization.options import Lengths, PaddingStrategy, Request, TruncationStrategy
@@ -56,10 +55,10 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         if isinstance(tokenizer_object, Tokenizer):
             self._tokenizer = copy.deepcopy(tokenizer_object)  # the caller's own object stays as it is
         elif tokenizer_file is not None:
-            self._tokenizer = read_backend(tokenizer_file)
+            self._tokenizer = engine.read(tokenizer_file)
         else:
             self._tokenizer = self._make_backend(vocabulary)
-        for name, value in _settings(self._tokenizer).items():
+        for name, value in engine.stored_settings(self._tokenizer).items():
             kwargs.setdefault(name, value)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -385,6 +384,9 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
 
         Merges are written as "a b", the form that every version of `tokenizers` reads, unless a piece has a space.
         """
+        if not isinstance(self._tokenizer.model, models.BPE):
+            with self._engine_in_use:
+                return engine.text_of(self._tokenizer)
         state: dict[str, Any] = json.loads(self._tokenizer.to_str())
         state["truncation"] = state["padding"] = None
         merges = state["model"].get("merges") or []
@@ -458,33 +460,6 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         }
         whole = json.loads(backend.to_str()) | {"post_processor": state}
         return Tokenizer.from_str(json.dumps(whole)).post_processor
-
-
-def read_backend(path: str | os.PathLike[str]) -> Tokenizer:
-    """The engine that a tokenizer.json describes.
-
-    Raises: MissingFileError; InvalidFileError if the file is damaged.
-    """
-    if not Path(path).is_file():
-        raise MissingFileError(f"The tokenizer's file {os.fspath(path)} does not exist. Check the path.")
-    try:
-        return Tokenizer.from_file(os.fspath(path))
-    except Exception as error:  # the library raises no narrower class
-        raise InvalidFileError(
-            f"{os.fspath(path)} is no tokenizer.json: {error}. Repair the file or fetch it again."
-        ) from error
-
-
-def _settings(backend: Tokenizer) -> dict[str, Any]:
-    """What the engine's stored padding and truncation say about the tokenizer."""
-    settings: dict[str, Any] = {}
-    if backend.truncation is not None:
-        settings["truncation_side"] = backend.truncation["direction"]
-    if backend.padding is not None:
-        settings["pad_token"] = backend.padding["pad_token"]
-        settings["pad_token_type_id"] = backend.padding["pad_type_id"]
-        settings["padding_side"] = backend.padding["direction"]
-    return settings
 
 
 def _rename(token: Token, renamed: dict[str, str]) -> AddedToken:
