@@ -26,7 +26,6 @@ from triptych.image_transforms import (
     Floats,
     Resampling,
     channel_axis,
-    float_blocks,
     float_patches,
     holds_fractions,
     pad,
@@ -527,8 +526,16 @@ def _canvas(fitted: Fitted, settings: Settings, axes: str | ChannelDimension) ->
     if plain:
         view[:height, :width] = pixels
         return canvas
-    for top, block in float_blocks(pixels, fitted.scale, settings.shift, ROWS_AT_A_TIME):
-        view[top : top + len(block), :width] = block
+    scale, shift = fitted.scale, settings.shift
+    for top in range(0, height, ROWS_AT_A_TIME):
+        lines = pixels[top : top + ROWS_AT_A_TIME]
+        block = view[top : top + len(lines), :width]
+        if first:  # channel by channel, each in long rows
+            lines, block = lines.transpose(2, 0, 1), block.transpose(2, 0, 1)
+            scale, shift = scale.reshape(-1, 1, 1), shift.reshape(-1, 1, 1)
+        np.copyto(block, lines, casting="same_kind")
+        block *= scale
+        block += shift
     return canvas
 
 
