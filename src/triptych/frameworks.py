@@ -20,6 +20,7 @@ EXTRAS = {
     "ftfy": "openai-gpt",
     "spacy": "openai-gpt",
     "PIL": "fuyu",
+    "sentencepiece": "fuyu",
     "lightning": "train",
     "matplotlib": "train",
 }
