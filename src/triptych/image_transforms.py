@@ -74,7 +74,9 @@ def open_image(path: str | Path) -> "PillowImage.Image":
             # Pillow warns of a picture above its limit and refuses one of twice that; here the limit is the limit.
             warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
             picture = pillow.open(path)
-    except (pillow.DecompressionBombError, pillow.UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except pillow.DecompressionBombError as error:
+        raise ImageError(f"{path}: {error} Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it.") from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"{path} must be a picture that Pillow reads: {error}. Give another file.") from error
     with picture:
         return upright_rgb(picture, str(path))
