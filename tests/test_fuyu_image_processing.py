@@ -372,7 +372,7 @@ def test_a_bomb_is_refused_before_it_is_read(small, tmp_path, monkeypatch):
     with Image.open(path) as lazy, pytest.raises(ImageError, match="MAX_IMAGE_PIXELS"):
         small(lazy)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)  # Pillow itself refuses twice its limit
-    with pytest.raises(ImageError, match="decompression bomb"):
+    with pytest.raises(ImageError, match=r"200000 pixels.*MAX_IMAGE_PIXELS"):
         open_image(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert open_image(path).size == (400, 500)

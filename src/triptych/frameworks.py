@@ -21,6 +21,7 @@ EXTRAS = {
     "spacy": "openai-gpt",
     "sentencepiece": "fuyu",
     "PIL": "fuyu",
+    "sentencepiece": "fuyu",
     "lightning": "train",
     "matplotlib": "train",
 }

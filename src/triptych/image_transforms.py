@@ -78,7 +78,9 @@ def open_image(path: str | Path | BinaryIO, name: str | None = None) -> "PillowI
             picture = pillow.open(path)
     except pillow.UnidentifiedImageError as error:
         raise ImageError(f"{name} must be a picture, in a format that Pillow reads. Give another file.") from error
-    except (pillow.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except pillow.DecompressionBombError as error:
+        raise ImageError(f"{name}: {error} Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it.") from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"{name} must be a picture that Pillow reads: {error}. Give another file.") from error
     with picture:
         return upright_rgb(picture, name)

@@ -9,7 +9,7 @@ Shapes: B rows of the batch, S images of a row, H and W pixels, N patches of an 
 import copy
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -26,9 +26,7 @@ from triptych.image_transforms import (
     Floats,
     Resampling,
     channel_axis,
-    float_blocks,
     float_patches,
-    holds_fractions,
     pad,
     patchify,
     resize,
@@ -36,14 +34,12 @@ from triptych.image_transforms import (
     size_to_fit,
     to_image,
 )
+from triptych.models.fuyu.fitting import Settings, Size, canvas, fit, numbers, sides
 from triptych.tokenization import tensors
 from triptych.tokenization.batch_encoding import BatchEncoding
 from triptych.tokenization.options import TensorType, choose
 
 IMAGE_PROCESSOR_NAME = "preprocessor_config.json"
-Size = tuple[int, int]
-ROWS_AT_A_TIME = 16  # of pixels: with 1920 × 3 floats each, a block stays in the processor's cache
-MAX_SIDE = 100_000  # pixels; a damaged file could otherwise ask for all of the memory
 
 
 class FuyuBatchFeature(BatchEncoding):
@@ -68,58 +64,6 @@ class FuyuBatchFeature(BatchEncoding):
 
         self.data = {name: moved(column) for name, column in self.data.items()}
         return self
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Everything that is done to an image, checked.
-
-    A level x becomes `(x * factor - mean) / std`; without `rescales` and `normalizes` it stays as it is.
-    """
-
-    resizes: bool
-    size: Size
-    resample: int
-    pads: bool
-    padding_value: float
-    padding_mode: str
-    patch: Size
-    rescales: bool
-    factor: float
-    normalizes: bool
-    mean: Floats
-    std: Floats
-
-    @property
-    def scale(self) -> Floats:
-        """What a value is multiplied with: one number, or one for each channel."""
-        factor = np.full(1, self.factor if self.rescales else 1, np.float32)
-        return factor / self.std if self.normalizes else factor
-
-    @property
-    def shift(self) -> Floats:
-        """What is added then."""
-        return -self.mean / self.std if self.normalizes else np.zeros(1, np.float32)
-
-    @property
-    def fill(self) -> Floats:
-        """What the padding becomes: its value is set before rescaling and normalising, as in the released model."""
-        return np.float32(self.padding_value) * self.scale + self.shift
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """An image brought to size: (H, W, 3) levels or fractions, what they are multiplied with, and how far it shrank."""
-
-    pixels: Array
-    scale: Floats
-    original: Size
-    factor: float
-
-    @property
-    def size(self) -> Size:
-        """Height and width."""
-        return size_of(self.pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +184,9 @@ class FuyuImageProcessor:
         for row in image_rows(images):
             entries = []
             for image in row:
-                fitted = _fit(image, settings, input_data_format)
+                fitted = fit(image, settings, input_data_format)
                 axes = data_format if data_format is not None else _own_axes(image, input_data_format)
-                entries.append((_canvas(fitted, settings, axes), *fitted.size, fitted.factor))
+                entries.append((canvas(fitted, settings, axes), *fitted.size, fitted.factor))
             for name, column in zip(columns, zip(*entries, strict=True), strict=True):
                 columns[name].append([make(value) for value in column] if make else list(column))
         return FuyuBatchFeature(columns)
@@ -277,7 +221,7 @@ class FuyuImageProcessor:
         input_data_format = options.pop("input_data_format", None)
         options.pop("data_format", None)
         settings = self._settings(**options)
-        fitted = _fit(image, settings, input_data_format)
+        fitted = fit(image, settings, input_data_format)
         pixels, patch = fitted.pixels, settings.patch
         if settings.padding_mode != "constant":
             height, width = (-(-side // step) * step for side, step in zip(fitted.size, patch, strict=True))
@@ -356,7 +300,7 @@ class FuyuImageProcessor:
     ) -> Array:
         """An array shrunk to fit `size`, never enlarged; its axes as they came, or as `data_format` says."""
         picture = to_image(image, input_data_format)
-        fitting, _ = size_to_fit(size_of(picture), _sides(size, "size"))
+        fitting, _ = size_to_fit(size_of(picture), sides(size, "size"))
         return _with_axes(resize(picture, fitting, resample), data_format or _own_axes(image, input_data_format))
 
     def pad_image(
@@ -370,13 +314,13 @@ class FuyuImageProcessor:
     ) -> Array:
         """An array padded to `size` to the right and below; its axes as they came, or as `data_format` says."""
         pixels = np.asarray(to_image(image, input_data_format))
-        padded = pad(pixels, _sides(size, "size"), mode, constant_values)
+        padded = pad(pixels, sides(size, "size"), mode, constant_values)
         return _with_axes(padded, data_format or _own_axes(image, input_data_format))
 
     # Options.
 
     def _patch(self, patch_size: dict[str, int] | None) -> Size:
-        return _sides(self.patch_size if patch_size is None else patch_size, "patch_size")
+        return sides(self.patch_size if patch_size is None else patch_size, "patch_size")
 
     def _settings(self, **options: Any) -> Settings:
         """The options of a call, with the constructor's where they are None."""
@@ -393,21 +337,21 @@ class FuyuImageProcessor:
         if isinstance(get("resample"), bool) or get("resample") not in list(Resampling):
             choices = ", ".join(f"{filter_.value} ({filter_.name})" for filter_ in Resampling)
             raise ValueError(f"resample must be one of {choices}; got {get('resample')!r}.")
-        std = _numbers(get("image_std"), "image_std")
+        std = numbers(get("image_std"), "image_std")
         if not std.all():
             raise ValueError(f"image_std must not be 0; got {get('image_std')!r}.")
         return Settings(
             resizes=get("do_resize"),
-            size=_sides(get("size"), "size"),
+            size=sides(get("size"), "size"),
             resample=int(get("resample")),
             pads=get("do_pad"),
-            padding_value=float(_numbers(get("padding_value"), "padding_value", several=False)[0]),
+            padding_value=float(numbers(get("padding_value"), "padding_value", several=False)[0]),
             padding_mode=get("padding_mode"),
-            patch=_sides(get("patch_size"), "patch_size"),
+            patch=sides(get("patch_size"), "patch_size"),
             rescales=get("do_rescale"),
-            factor=float(_numbers(get("rescale_factor"), "rescale_factor", several=False)[0]),
+            factor=float(numbers(get("rescale_factor"), "rescale_factor", several=False)[0]),
             normalizes=get("do_normalize"),
-            mean=_numbers(get("image_mean"), "image_mean"),
+            mean=numbers(get("image_mean"), "image_mean"),
             std=std,
         )
 
@@ -500,38 +444,6 @@ def patch_indices(count: int, lines: int) -> Array:
     return indices.reshape(-1)
 
 
-def _fit(image: Any, settings: Settings, input_data_format: str | ChannelDimension | None) -> Fitted:
-    picture = to_image(image, input_data_format)
-    original = size_of(picture)
-    size, factor = size_to_fit(original, settings.size) if settings.resizes else (original, 1.0)
-    pixels = resize(picture, size, settings.resample)
-    # Fractions are the same picture as levels, unless the user says that nothing is to be rescaled.
-    fractions = settings.rescales and holds_fractions(pixels)
-    return Fitted(pixels, settings.scale * np.float32(255 if fractions else 1), original, factor)
-
-
-def _canvas(fitted: Fitted, settings: Settings, axes: str | ChannelDimension) -> Array:
-    """The padded image with its values, (3, H, W) or (H, W, 3)."""
-    first = choose(ChannelDimension, axes, "data_format") is ChannelDimension.FIRST
-    pixels, (height, width) = fitted.pixels, fitted.size
-    high, wide = (max(have, want) for have, want in zip(fitted.size, settings.size, strict=True))
-    if not settings.pads:
-        high, wide = height, width
-    elif settings.padding_mode != "constant":
-        pixels, height, width = pad(pixels, (high, wide), settings.padding_mode), high, wide
-    plain = not (settings.rescales or settings.normalizes)
-    canvas = np.empty((3, high, wide) if first else (high, wide, 3), pixels.dtype if plain else np.float32)
-    view = canvas.transpose(1, 2, 0) if first else canvas  # (H, W, 3)
-    view[height:] = settings.fill
-    view[:height, width:] = settings.fill
-    if plain:
-        view[:height, :width] = pixels
-        return canvas
-    for top, block in float_blocks(pixels, fitted.scale, settings.shift, ROWS_AT_A_TIME):
-        view[top : top + len(block), :width] = block
-    return canvas
-
-
 def _own_axes(image: Any, input_data_format: str | ChannelDimension | None) -> ChannelDimension:
     """Where an image has its channels; those of Pillow, and grey ones of two axes, have them last."""
     if hasattr(image, "getexif") or len(image.shape) != 3:
@@ -543,31 +455,3 @@ def _with_axes(pixels: Array, axes: str | ChannelDimension) -> Array:
     return (
         pixels.transpose(2, 0, 1) if choose(ChannelDimension, axes, "data_format") is ChannelDimension.FIRST else pixels
     )
-
-
-def _sides(value: Any, name: str) -> Size:
-    """(height, width) of {"height": …, "width": …}.
-
-    Raises: ValueError naming the option if it is no such dict.
-    """
-    sides: Any = (value.get("height"), value.get("width")) if isinstance(value, Mapping) else (None, None)
-    for side in sides:
-        if not isinstance(side, int) or isinstance(side, bool) or not 0 < side <= MAX_SIDE:
-            raise ValueError(
-                f'{name} must be like {{"height": 30, "width": 30}}, in pixels from 1 to {MAX_SIDE:,}; got {value!r}.'
-            )
-    return sides[0], sides[1]
-
-
-def _numbers(value: Any, name: str, several: bool = True) -> Floats:
-    """A finite number, or three for the channels, as an array (1,) or (3,).
-
-    Raises: ValueError naming the option if it is none of these.
-    """
-    values = list(value) if isinstance(value, Sequence) and several and not isinstance(value, str) else [value]
-    if len(values) not in (1, 3) or not all(
-        isinstance(each, int | float) and not isinstance(each, bool) and np.isfinite(each) for each in values
-    ):
-        form = "a number, or three for red, green and blue" if several else "a number"
-        raise ValueError(f"{name} must be {form}; got {value!r}.")
-    return np.array(values, np.float32)
