@@ -19,7 +19,6 @@ EXTRAS = {
     "msgpack": "flax",
     "ftfy": "openai-gpt",
     "spacy": "openai-gpt",
-    "sentencepiece": "fuyu",
     "PIL": "fuyu",
     "sentencepiece": "fuyu",
     "lightning": "train",
