@@ -9,7 +9,7 @@ import torch
 
 from triptych import AutoModelForCausalLM, AutoTokenizer, OpenAIGPTTokenizer, pretrained
 
-NAMES = pretrained.names()
+NAMES = ["triptych/tales-gpt", "triptych/tales-neo"]  # those that write; test_shapes_fuyu.py is about the other
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def model(name):
 
 
 def test_the_box_holds_a_model_of_each_family_that_there_is(recorded):
-    assert NAMES == ["triptych/tales-gpt", "triptych/tales-neo"]
+    assert pretrained.names() == ["triptych/shapes-fuyu", *NAMES]
     assert sorted(recorded["models"]) == [name.partition("/")[2] for name in NAMES]
 
 
