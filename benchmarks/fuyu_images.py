@@ -69,8 +69,8 @@ def peer_calls():
         stacked = torch.stack([row.reshape(1, *row.shape[-3:]) for row in rows])
         return processor.preprocess_with_tokenizer_info(stacked, present, *sides, 1, 2, True)
 
-    backend = "" if type(processor).__name__.endswith("Processor") else ", Pillow"
-    return f"Transformers {transformers.__version__}{backend}", {
+    backend = "Pillow" if type(processor).__name__.endswith("Pil") or transformers.__version__ < "5" else "torchvision"
+    return f"Transformers {transformers.__version__}, {backend}", {
         "preprocess": lambda images: processor.preprocess(images, return_tensors="pt"),
         "to patches": to_patches,
     }
