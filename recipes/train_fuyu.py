@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import lightning as L
 import numpy as np
+import sentencepiece
 import torch
 import torch.nn.functional as F
 import typer
@@ -48,20 +49,29 @@ Batch = dict[str, Any]
 
 
 def learn_vocabulary(folder: Path) -> LlamaTokenizerFast:
-    """A SentencePiece model with a piece for each word that scenes are asked about in, each coordinate and any byte."""
-    import sentencepiece
+    """A SentencePiece model with a piece for each word that scenes are asked about in, each coordinate and any byte.
 
+    That of a run that goes on is taken as it is.
+    """
+    file = folder / "tokenizer.model"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(sentencepiece_model())
+    return LlamaTokenizerFast(str(file), bos_token=END, eos_token=END, pad_token=END)
+
+
+def sentencepiece_model() -> bytes:
+    """The bytes of a tokenizer.model, learned from the words of some scenes."""
     rng, words = random.Random(0), set()
     for _ in range(2000):
         for question in questions(rng, draw_scene(rng, WIDTH, HEIGHT), tuple(FORMS), 8):
             words.update(question.prompt.split())
             words.update(() if question.boxes else question.answer.split())
     words = {word.rstrip("?:,.") for word in words if not word.isdigit()}
-    # The trainer takes a piece into account when it stands in two words.
-    lines = [word + mark for word in sorted(words) for mark in ("", ",", "?", ":", ".") for _ in range(50)]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
+        # The trainer takes a piece into account when it stands in two words.
+        sentence_iterator=iter([word + mark for word in sorted(words) for mark in ("", *"?:,.") for _ in range(50)]),
         model_writer=model,
         model_type="unigram",
         vocab_size=1000,
@@ -73,9 +83,7 @@ def learn_vocabulary(folder: Path) -> LlamaTokenizerFast:
         num_threads=1,
         minloglevel=2,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
-    return LlamaTokenizerFast(str(folder / "tokenizer.model"), bos_token=END, eos_token=END, pad_token=END)
+    return model.getvalue()
 
 
 def make_processor(tokenizer: LlamaTokenizerFast) -> FuyuProcessor:
@@ -90,7 +98,8 @@ class Scenes(IterableDataset[Batch]):
     """Endless batches, each of `count` scenes of one size with the same number of questions about each."""
 
     def __init__(self, processor: FuyuProcessor, count: int, seed: int) -> None:
-        self.processor, self.count, self.rng = processor, count, random.Random(seed)
+        self.processor, self.count, self.seed = processor, count, seed
+        self.rng = random.Random(seed)
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -157,7 +166,7 @@ def what_is_seen(things: tuple[Thing, ...], rows: int, columns: int) -> np.ndarr
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al., 2024) for the decoder's matrices, AdamW for embeddings, heads and vectors."""
+    """Muon (Jordan et al., 2024; PyTorch 2.9 has it) for the decoder's matrices, AdamW for all else."""
 
     def __init__(self, model: nn.Module, muon_rate: float, adam_rate: float) -> None:
         named = dict(model.named_parameters())
@@ -194,6 +203,11 @@ class Training(L.LightningModule):
         width = model.config.hidden_size
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in SEEN.items()})
+
+    def on_train_start(self) -> None:
+        """Draw other scenes after a stop than before it."""
+        scenes = self.trainer.train_dataloader.dataset
+        scenes.rng = random.Random(scenes.seed + self.global_step)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:  # -> ()
         picture = self.model(
@@ -241,7 +255,7 @@ def main(
     num_layers: int = 6,
     num_heads: int = 4,
     batch_size: int = 48,
-    steps: int = 6000,
+    steps: int = 4000,
     muon_rate: float = 0.02,
     adam_rate: float = 2e-3,
     warmup: int = 100,
