@@ -37,6 +37,15 @@ def test_a_question_is_the_last_argument_or_an_option(run, picture):
     assert run("caption", picture, "--prompt", "How many objects are there?").out == asked
 
 
+def test_words_are_words_however_long_and_whatever_folders_there_are(run, picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "circle").mkdir()
+    for prompt in ("What is there? " * 40, "circle", ""):
+        told = json.loads(run("caption", picture, prompt, "--json").out)
+        assert told["prompt"] == prompt
+        assert len(told["pictures"]) == 1
+
+
 def test_several_pictures_are_named(run, picture, tmp_path):
     Image.new("RGB", (64, 64), "white").save(tmp_path / "b.jpg")
     lines = run("caption", picture, tmp_path / "b.jpg", "How many circles are there?").out.splitlines()

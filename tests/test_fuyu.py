@@ -228,7 +228,7 @@ def test_texts_may_be_longer_than_max_position_embeddings():
 def test_a_patch_stands_where_its_index_says():
     """Equal to giving, as embeddings, the words with the projected patches put in their places one by one."""
     model, one = make(), row(4, 3)
-    one["places"][1:5] = torch.tensor([2, 0, 0, 3])  # in any order, and a patch may stand twice
+    one["places"][1:6] = torch.tensor([2, 0, 0, 1, 3])  # in any order, and a patch may stand twice
     with torch.no_grad():
         embeds = model.get_input_embeddings()(one["ids"])
         for place, index in enumerate(one["places"].tolist()):
@@ -582,6 +582,11 @@ BAD_IMAGES = {
         {"image_patches": [patches(6)]},
         ValueError,
         r"Each patch needs a place .*; row 0 has 6 patches and 4 places\. Was the text cut",
+    ),
+    "a patch twice and another nowhere": (
+        {"image_patches_indices": ONE["places"][None].clamp(max=2)},
+        ValueError,
+        r"Each patch needs a place .*; row 0 has 4 patches and 3 places",
     ),
     "rows": ({"image_patches": [patches(4)] * 2}, ValueError, r"an entry for each of the 1 rows; got 2"),
     "patch size": (

@@ -17,7 +17,7 @@ def caption(
         list[str] | None,
         typer.Argument(
             metavar="IMAGE… [PROMPT]",
-            help="Files, or - for a pipe; the last may be what is asked, if it is not a file.",
+            help="Files, or - for a pipe; the last may be what is asked, unless it reads like a file (then --prompt).",
         ),
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What is asked.", show_default=PROMPT)] = None,

@@ -1,5 +1,6 @@
 """What the commands that look at pictures share: reading pictures, and asking a model about one."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ class Picture:
 
 def is_picture(argument: str) -> bool:
     """Whether an argument means a picture and not words: it names a file, or looks as if it should."""
-    path = Path(argument)
-    return argument == STDIN or path.suffix.lower() in ENDINGS or path.exists()
+    # os.path.isfile, because Path.exists fails where words are too long for a file's name.
+    return argument == STDIN or Path(argument).suffix.lower() in ENDINGS or os.path.isfile(argument)  # noqa: PTH113
 
 
 def read_pictures(names: Sequence[str]) -> list[Picture]:

@@ -5,7 +5,6 @@ token, each coordinate as the token of a whole number, and a closing token. The 
 picture as the model sees it, after shrinking: observed of the documented release, whose checkpoint was trained so.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,9 @@ KINDS = (
     Kind("point", ("y", "x"), "<0x02>", "<0x03>"),
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
+SHOWN = 60  # characters of what is wrong that an error repeats
 _TAG = re.compile(r"<(/?)(box|point)>")
+_NUMBER = re.compile(r"\s*[+-]?(\d{1,9}(\.\d{0,9})?|\.\d{1,9})\s*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def split(text: str) -> list[str | Place]:
         closing = next(tags, None)
         if tag[1] or closing is None or closing[0] != f"</{kind.name}>":
             raise ValueError(
-                f"A {kind.name} is written {_form(kind)}; got {text[tag.start() : tag.start() + 60]!r}, "
+                f"A {kind.name} is written {_form(kind)}; got {text[tag.start() : tag.start() + SHOWN]!r}, "
                 f"which {'closes' if tag[1] else 'opens'} one only."
             )
         parts.append(_place(kind, text[tag.end() : closing.start()]))
@@ -98,15 +99,11 @@ def _form(kind: Kind) -> str:
 
 
 def _place(kind: Kind, inner: str) -> Place:
-    try:
-        values = tuple(float(number) for number in inner.split(","))
-    except ValueError:
-        values = ()
-    if len(values) != len(kind.coordinates) or not all(map(math.isfinite, values)):
-        raise ValueError(
-            f"A {kind.name} is written {_form(kind)} with numbers; got <{kind.name}>{inner}</{kind.name}>."
-        )
-    return Place(kind, values)
+    numbers = inner.split(",")
+    if len(numbers) != len(kind.coordinates) or not all(map(_NUMBER.fullmatch, numbers)):
+        got = inner if len(inner) <= SHOWN else f"{inner[:SHOWN]}…"
+        raise ValueError(f"A {kind.name} is written {_form(kind)} with numbers; got <{kind.name}>{got}</{kind.name}>.")
+    return Place(kind, tuple(map(float, numbers)))
 
 
 def replace_tokens(

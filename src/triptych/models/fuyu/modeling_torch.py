@@ -120,7 +120,8 @@ class FuyuForCausalLM(FuyuPreTrainedModel):
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits of the next token after each new token.
 
-        Takes `input_ids` (B, T) or `inputs_embeds` (B, T, C), in which images already are; `image_patches`, a tensor
+        Takes `input_ids` (B, T) or `inputs_embeds` (B, T, C), in which images already are, so that patches given with
+        them are not looked at, as in the documented release; `image_patches`, a tensor
         (B, N, P), or for each row a tensor (N, P), a list of such (several images), or None; `image_patches_indices`
         (B, T), k where patch k of the row stands and -1 elsewhere; and what `PersimmonModel.forward` takes. Patches
         are for the first step: with a past they are in the cache already, and are not looked at. `labels` (B, T) are
@@ -253,8 +254,9 @@ def _check_places(indices: Tensor, counts: list[int], length: int, padded: bool)
             f"image_patches_indices must place patches within the input's {length} tokens, and place some behind them. "
             "Truncate both alike."
         )
-    highest, places = F.pad(indices, (0, 1), value=-1).amax(dim=1).tolist(), (indices >= 0).sum(dim=1).tolist()
-    for row, (count, high, used) in enumerate(zip(counts, highest, places, strict=True)):
+    in_order = F.pad(indices, (1, 0), value=-1).sort(dim=1).values
+    distinct = (in_order.diff(dim=1) > 0).sum(dim=1).tolist()  # -1 comes first and is not counted
+    for row, (count, high, used) in enumerate(zip(counts, in_order[:, -1].tolist(), distinct, strict=True)):
         if high >= count:
             raise ValueError(
                 f"image_patches_indices must be below the row's number of patches, or -1; row {row} has {count} "
