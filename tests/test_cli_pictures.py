@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
@@ -29,6 +30,11 @@ def picture(drawn, tmp_path):
 
 def test_caption_says_what_a_picture_shows(run, picture):
     assert run("caption", picture).out == "a red circle and a blue square\n"
+
+
+def test_the_readmes_drawing_is_what_the_readme_says(run):
+    said = run("caption", Path(__file__).parents[1] / "docs" / "drawing.png").out
+    assert said == "a purple 3, a green square, a purple circle and a red triangle\n"
 
 
 def test_a_question_is_the_last_argument_or_an_option(run, picture):
