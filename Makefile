@@ -6,8 +6,9 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 
 .PHONY: demo test lint types unit train train-fuyu gpt1-vocabulary clean
 
-demo: $(VENV)/.torch  ## write a story with the model in the box
+demo: $(VENV)/.torch $(VENV)/.fuyu  ## write a story, and look at a drawing, with the models in the box
 	$(BIN)/triptych generate "Once upon a time there was a little girl who" --seed 4
+	$(BIN)/triptych caption docs/drawing.png
 
 test: lint types unit  ## everything that continuous integration runs
 
