@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import fuyu_release
 from fuyu_models import gap
 from fuyu_release import checkpoint, nested, tensors, write_folder, write_tar
-from triptych import FuyuConfig, FuyuForCausalLM, FuyuProcessor
+from triptych import AutoTokenizer, FuyuConfig, FuyuForCausalLM, FuyuProcessor, LlamaTokenizerFast
 from triptych.checkpoints.torch_archive import MAX_STEPS, FilePart, Placeholder, TorchArchive, _InertUnpickler
 from triptych.errors import CheckpointError, MissingFileError, SaveError
 from triptych.models.fuyu.conversion import ADEPT_RELEASE, convert, named_tensors, rows_of
@@ -62,6 +62,10 @@ def written(folder):
     for path in sorted(folder.glob("*.safetensors")):
         state |= load_file(path)
     return state
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("form", ["folder", "tar", "pt"])
@@ -108,7 +112,7 @@ def test_the_tokenizer_and_the_processor_are_written_as_published(release, tmp_p
     assert processor["processor_class"] == "FuyuProcessor"
     assert processor["patch_size"] == {"height": 2, "width": 2}
     assert processor["rescale_factor"] == 0.00392156862745098
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+    assert names(tmp_path / "out") == {
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -367,6 +371,19 @@ def test_a_dict_that_holds_itself_ends(tmp_path):
         convert(tmp_path / "release", tmp_path / "out")
 
 
+def test_dicts_that_hold_a_large_one_many_times_take_little_memory(tmp_path):
+    model = {}
+    model |= {f"{number}": model for number in range(10_000)}
+    write_folder(tmp_path / "release", checkpoint(model))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r'"model" in .* has no end'):
+            convert(tmp_path / "release", tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
 def without(flat, *names):
     return {name: value for name, value in flat.items() if name not in names}
 
@@ -547,6 +564,40 @@ def test_a_damaged_tar_is_refused(release, tmp_path):
     with pytest.raises(MissingFileError, match=r"lacks model_optim_rng\.pt"):
         convert(tmp_path / "other.tar", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tar_that_leads_back_ends(release, tmp_path):
+    write_tar(tmp_path / "whole.tar", release)
+    back = bytearray(tarfile.TarInfo("back").tobuf(tarfile.GNU_FORMAT))
+    back[124:136] = (-512).to_bytes(12, "big", signed=True)
+    back[148:156] = b" " * 8
+    back[148:156] = b"%06o\0 " % sum(back)
+    for start in (b"", tarfile.TarInfo("first").tobuf()):
+        (tmp_path / "loop.tar").write_bytes(start + back + (tmp_path / "whole.tar").read_bytes())
+        with pytest.raises(CheckpointError, match=r"no whole \.tar: 'back' does not lie behind"):
+            convert(tmp_path / "loop.tar", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tar_of_names_upon_names_ends(release, tmp_path):
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 2
+    first = tarfile.TarInfo("first").tobuf()
+    (tmp_path / "names.tar").write_bytes(first + 2000 * (name.tobuf() + b"a\0".ljust(512, b"\0")))
+    with pytest.raises(CheckpointError, match=r"no whole \.tar"):
+        convert(tmp_path / "names.tar", tmp_path / "out")
+
+
+def test_an_older_tokenizer_in_the_target_goes(release, tmp_path):
+    convert(release, tmp_path / "out")
+    older = LlamaTokenizerFast(tmp_path / "out" / "tokenizer.model")
+    older.add_tokens("bc")
+    older.save_pretrained(tmp_path / "out")
+    assert {"tokenizer.json", "special_tokens_map.json", "added_tokens.json"} <= names(tmp_path / "out")
+    convert(release, tmp_path / "out")
+    convert(release, tmp_path / "new")
+    assert names(tmp_path / "out") == names(tmp_path / "new")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").tokenize("abc")[-3:] == ["a", "b", "c"]
 
 
 def test_an_interrupted_conversion_leaves_what_was_there(release, tmp_path, monkeypatch):
