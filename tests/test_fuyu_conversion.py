@@ -1,14 +1,18 @@
 """Fuyu as Adept published it → a folder that loads: names, numbers, damage, and pickles that would run code."""
 
+import dataclasses
 import gzip
 import io
 import json
 import os
 import pickle
+import pickletools
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -18,10 +22,10 @@ from safetensors.torch import load_file
 import fuyu_release
 from fuyu_models import gap
 from fuyu_release import checkpoint, nested, tensors, write_folder, write_tar
-from triptych import FuyuConfig, FuyuForCausalLM, FuyuProcessor
-from triptych.checkpoints.torch_archive import FilePart, Placeholder, TorchArchive
+from triptych import AutoTokenizer, FuyuConfig, FuyuForCausalLM, FuyuProcessor, LlamaTokenizerFast
+from triptych.checkpoints.torch_archive import MAX_STEPS, FilePart, Placeholder, TorchArchive, _InertUnpickler
 from triptych.errors import CheckpointError, MissingFileError, SaveError
-from triptych.models.fuyu.conversion import ADEPT_RELEASE, convert, rows_of
+from triptych.models.fuyu.conversion import ADEPT_RELEASE, convert, named_tensors, rows_of
 
 PUBLISHED = FuyuConfig(**fuyu_release.SIZES)
 # CHECKPOINTS: what is called what, from the release's names to the published ones
@@ -58,6 +62,10 @@ def written(folder):
     for path in sorted(folder.glob("*.safetensors")):
         state |= load_file(path)
     return state
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("form", ["folder", "tar", "pt"])
@@ -104,7 +112,7 @@ def test_the_tokenizer_and_the_processor_are_written_as_published(release, tmp_p
     assert processor["processor_class"] == "FuyuProcessor"
     assert processor["patch_size"] == {"height": 2, "width": 2}
     assert processor["rescale_factor"] == 0.00392156862745098
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+    assert names(tmp_path / "out") == {
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -268,12 +276,112 @@ def test_hostile_pickles_are_refused_and_leave_nothing_behind(release, tmp_path,
     convert(release, tmp_path / "out")  # nothing that was written on lives on
 
 
+class Overwritten:
+    """A tensor on which the pickle writes other strides once it is made."""
+
+    def __init__(self, value, strides):
+        description = (value._typed_storage(), 0, tuple(value.shape), value.stride(), False, {})
+        self.made = (torch._utils._rebuild_tensor_v2, description, ("0", "bfloat16", 2, 0, value.shape, strides))
+
+    def __reduce__(self):
+        return self.made
+
+
+@pytest.mark.parametrize("strides", [(-200, 340), (1_150_000_000, -1_950_000_000)], ids=["leak", "crash"])
+def test_a_pickle_cannot_lead_a_tensor_into_the_memory_of_the_process(tmp_path, strides):
+    flat = tensors()
+    name = next(iter(flat))
+    write_folder(tmp_path / "release", checkpoint(nested(flat | {name: Overwritten(flat[name], strides)})))
+    with pytest.raises(CheckpointError, match=r"cannot be read \(ValueError: it writes on a tensor that is made"):
+        convert(tmp_path / "release", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tensor_is_checked_where_it_is_read_too(release):
+    with TorchArchive(FilePart.whole(next(release.rglob("*.pt")))) as archive:
+        tensor = named_tensors(archive)["language_model.embedding.word_embeddings.weight"]
+        assert b"".join(archive.pieces("it", tensor))
+        for changes in ({"strides": (-200, 340)}, {"offset": -1}, {"strides": (1,)}, {"itemsize": 1}):
+            with pytest.raises(CheckpointError, match="it is no tensor"):
+                next(archive.pieces("it", dataclasses.replace(tensor, **changes)))
+
+
+NESTED = b")" + 20 * b"2\x86"  # (), then a pair of what is there twice, twenty deep; sixty deep takes for ever
+LONG_LIST = b"(" + 99 * b"K\x01" + b"l"
+ENDLESS_PICKLES = {
+    "a key of pairs of pairs": (b"\x80\x02}" + NESTED + b"K\x01s.", "a key is no text"),
+    "one of several keys": (b"\x80\x02}(K\x01K\x01" + NESTED + b"K\x01u.", "a key is no text"),
+    "a key of a dict as it is made": (b"(" + NESTED + b"K\x01d.", "a key is no text"),
+    "a member of a set": (b"\x80\x04\x8f(" + NESTED + b"\x90.", "a key is no text"),
+    "a member of a frozen set": (b"\x80\x04(" + NESTED + b"\x91.", "a key is no text"),
+    "a number of a thousand bits": (b"\x80\x02}\x8a\x7f" + 127 * b"\x01" + b"K\x01s.", "a key is no text"),
+    "a long tuple": (b"\x80\x02}(" + 99 * b"K\x01" + b"tK\x01s.", "a key is no text"),
+    "a dict made of a list": (b"\x80\x02ccollections\nOrderedDict\n]\x85R.", "TypeError"),
+    "sizes made of a long list": (b"\x80\x02ctorch\nSize\n" + LONG_LIST + b"\x85R.", "has 99 axes"),
+    "more sets than memory": (b"\x80\x04(" + 10**6 * b"\x8f" + b"t.", "more than 1,000,000 steps"),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS_PICKLES)
+def test_a_small_pickle_takes_neither_long_nor_much_memory(release, tmp_path, name):
+    data, message = ENDLESS_PICKLES[name]
+    replaced_pickle(next(release.rglob("*.pt")), data)
+    with pytest.raises(CheckpointError, match=rf"The pickle in .* cannot be read \(.*{message}"):
+        convert(release, tmp_path / "out")
+
+
+def test_a_table_with_a_huge_number_takes_little_memory():
+    tracemalloc.start()
+    try:
+        unpickled = _InertUnpickler(HOSTILE_PICKLES["a number that asks for all of the memory"]).load()
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert unpickled == {}
+
+
+def test_dicts_with_keys_of_all_plain_kinds_are_read(tmp_path):
+    keys = ["text", 1, -(2**63), 0.5, b"bytes", True, None, (torch.bfloat16, "text"), torch.float32]
+    saved = {"model": dict.fromkeys(keys, 3), "set": {1, "a"}, "ordered": OrderedDict(a=1)}
+    torch.save(saved, tmp_path / "a.pt", pickle_protocol=4)
+    with TorchArchive(FilePart.whole(tmp_path / "a.pt")) as archive:
+        found = archive.value
+    assert list(found["model"])[:5] == keys[:5]
+    assert set(found["model"].values()) == {3}
+    assert found["set"] == {1, "a"}
+    assert found["ordered"] == {"a": 1}
+
+
+def test_the_pickle_of_a_real_release_has_far_fewer_steps_than_allowed(tmp_path):
+    """As many tensors as fuyu-8b has, each three times, as where an optimiser's are kept."""
+    many = {f"{copy}.{name}": torch.ones(1) for copy in range(3) for name in tensors(num_hidden_layers=36)}
+    torch.save({"model": many}, tmp_path / "many.pt")
+    with zipfile.ZipFile(tmp_path / "many.pt") as archive:
+        steps = sum(1 for _ in pickletools.genops(archive.read("many/data.pkl")))
+    assert steps < MAX_STEPS / 10
+    with TorchArchive(FilePart.whole(tmp_path / "many.pt")) as archive:
+        assert len(archive.value["model"]) == len(many)
+
+
 def test_a_dict_that_holds_itself_ends(tmp_path):
     model = nested(tensors())
     model["language_model"]["again"] = model
     write_folder(tmp_path / "release", checkpoint(model))
     with pytest.raises(CheckpointError, match=r'"model" in .* has no end'):
         convert(tmp_path / "release", tmp_path / "out")
+
+
+def test_dicts_that_hold_a_large_one_many_times_take_little_memory(tmp_path):
+    model = {}
+    model |= {f"{number}": model for number in range(10_000)}
+    write_folder(tmp_path / "release", checkpoint(model))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r'"model" in .* has no end'):
+            convert(tmp_path / "release", tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
 
 
 def without(flat, *names):
@@ -456,6 +564,40 @@ def test_a_damaged_tar_is_refused(release, tmp_path):
     with pytest.raises(MissingFileError, match=r"lacks model_optim_rng\.pt"):
         convert(tmp_path / "other.tar", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tar_that_leads_back_ends(release, tmp_path):
+    write_tar(tmp_path / "whole.tar", release)
+    back = bytearray(tarfile.TarInfo("back").tobuf(tarfile.GNU_FORMAT))
+    back[124:136] = (-512).to_bytes(12, "big", signed=True)
+    back[148:156] = b" " * 8
+    back[148:156] = b"%06o\0 " % sum(back)
+    for start in (b"", tarfile.TarInfo("first").tobuf()):
+        (tmp_path / "loop.tar").write_bytes(start + back + (tmp_path / "whole.tar").read_bytes())
+        with pytest.raises(CheckpointError, match=r"no whole \.tar: 'back' does not lie behind"):
+            convert(tmp_path / "loop.tar", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tar_of_names_upon_names_ends(release, tmp_path):
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 2
+    first = tarfile.TarInfo("first").tobuf()
+    (tmp_path / "names.tar").write_bytes(first + 2000 * (name.tobuf() + b"a\0".ljust(512, b"\0")))
+    with pytest.raises(CheckpointError, match=r"no whole \.tar"):
+        convert(tmp_path / "names.tar", tmp_path / "out")
+
+
+def test_an_older_tokenizer_in_the_target_goes(release, tmp_path):
+    convert(release, tmp_path / "out")
+    older = LlamaTokenizerFast(tmp_path / "out" / "tokenizer.model")
+    older.add_tokens("bc")
+    older.save_pretrained(tmp_path / "out")
+    assert {"tokenizer.json", "special_tokens_map.json", "added_tokens.json"} <= names(tmp_path / "out")
+    convert(release, tmp_path / "out")
+    convert(release, tmp_path / "new")
+    assert names(tmp_path / "out") == names(tmp_path / "new")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").tokenize("abc")[-3:] == ["a", "b", "c"]
 
 
 def test_an_interrupted_conversion_leaves_what_was_there(release, tmp_path, monkeypatch):

@@ -99,11 +99,13 @@ def test_the_pre_tokenizer_that_the_files_ask_for_can_be_chosen(release, tmp_pat
     assert OpenAIGPTTokenizer.from_pretrained(tmp_path).pre_tokenizer == "basic"
 
 
-def test_older_weights_in_the_target_are_replaced(release, tmp_path):
-    (tmp_path / "pytorch_model.bin").write_bytes(b"old")
+def test_older_weights_and_tokens_in_the_target_are_replaced(release, tmp_path):
+    for name in ("pytorch_model.bin", "added_tokens.json"):
+        (tmp_path / name).write_bytes(b"old")
     (tmp_path / "notes.txt").write_text("mine")
     convert(release, tmp_path)
     assert not (tmp_path / "pytorch_model.bin").exists()
+    assert not (tmp_path / "added_tokens.json").exists()
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 

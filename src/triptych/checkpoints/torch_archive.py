@@ -14,7 +14,7 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,9 @@ STORAGES = {
     "ShortStorage": ("int16", 2),
 }
 MAX_PICKLE_BYTES = 2**24  # that of a checkpoint of thousands of tensors has fewer than a million
+MAX_STEPS = 10**6  # of its pickle, forty for each tensor; one of a single byte can take two hundred bytes of memory
+MAX_AXES = 64  # of a tensor
+MAX_KEY_PARTS = 16  # of a tuple that is the key of a dict
 PIECE = 2**24  # bytes of a tensor that are in memory at once
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip entry: signature, length of the name, length of the extra field
 
@@ -104,6 +107,20 @@ class StoredTensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
+    def __setstate__(self, state: Any) -> None:
+        """Refuse: a pickle could write other numbers over those that were checked when the tensor was made."""
+        raise ValueError("it writes on a tensor that is made")
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it is a tensor of a known dtype that starts and goes on forwards."""
+        places = (self.offset, *self.shape, *self.strides)
+        return (
+            (self.dtype, self.itemsize) in STORAGES.values()
+            and len(self.shape) == len(self.strides) <= MAX_AXES
+            and all(type(each) is int and 0 <= each < 2**48 for each in places)
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes of its numbers."""
@@ -147,17 +164,53 @@ class Placeholder:
         return self
 
 
-class _InertUnpickler(pickle.Unpickler):
+# Which things on the stack become keys, by the steps that make dicts and sets.
+_KEYS = {
+    pickle.SETITEM: slice(-2, -1),
+    pickle.SETITEMS: slice(None, None, 2),
+    pickle.DICT: slice(None, None, 2),
+    pickle.ADDITEMS: slice(None),
+    pickle.FROZENSET: slice(None),
+}
+
+
+def _is_key(value: Any) -> bool:
+    """Whether a value is quick to hash; a pair of pairs of pairs … takes twice as long with each level."""
+    if isinstance(value, tuple):
+        return (
+            len(value) <= MAX_KEY_PARTS
+            and not any(isinstance(part, tuple) for part in value)
+            and all(map(_is_key, value))
+        )
+    if isinstance(value, int):
+        return value.bit_length() <= 64
+    return value is None or isinstance(value, str | bytes | float | Placeholder | type)
+
+
+def _with_checked_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    def checked(unpickler: Any) -> None:
+        if not all(map(_is_key, unpickler.stack[keys])):
+            raise ValueError("a key is no text, number or short tuple of those")
+        load(unpickler)
+
+    return checked
+
+
+class _InertUnpickler(pickle._Unpickler):  # the one in Python, whose steps can be looked at
     """Knows how storages and tensors are described, and nothing else.
 
     What it hands to a pickle is made for that pickle alone, as a pickle may write on it.
     """
 
+    dispatch = pickle._Unpickler.dispatch | {
+        step[0]: _with_checked_keys(pickle._Unpickler.dispatch[step[0]], keys) for step, keys in _KEYS.items()
+    }
+
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
         self._known: dict[str, Any] = {
-            "collections.OrderedDict": lambda *pairs: _Dict(*pairs),
-            "torch.Size": lambda sizes: tuple(sizes),
+            "collections.OrderedDict": lambda: _Dict(),  # its items follow
+            "torch.Size": lambda sizes: _short(sizes),
             "torch._utils._rebuild_tensor": lambda *description: _tensor(*description),
             "torch._utils._rebuild_tensor_v2": lambda *description: _tensor(*description),
             "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
@@ -190,14 +243,17 @@ class _Storage(NamedTuple):
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any:
-    is_sound = isinstance(storage, _Storage) and len(shape) == len(strides)
-    if not is_sound or not all(map(_is_size, (offset, *shape, *strides))):
-        return Placeholder()
-    return StoredTensor(storage.key, storage.dtype, storage.itemsize, offset, tuple(shape), tuple(strides))
+    if isinstance(storage, _Storage):
+        tensor = StoredTensor(storage.key, storage.dtype, storage.itemsize, offset, _short(shape), _short(strides))
+        if tensor.is_sound:
+            return tensor
+    return Placeholder()
 
 
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**48
+def _short(sizes: Any) -> tuple[Any, ...]:
+    if len(sizes) > MAX_AXES:  # many copies of a long list would take all of the memory
+        raise ValueError(f"a tensor has {len(sizes)} axes")
+    return tuple(sizes)
 
 
 class TorchArchive:
@@ -218,10 +274,10 @@ class TorchArchive:
     def _unpickled(self) -> Any:
         data = self._bytes("data.pkl", MAX_PICKLE_BYTES)
         try:
-            for opcode, argument, _ in pickletools.genops(data):
-                # The table of what is remembered is as long as its largest number, whatever the pickle's own length.
-                if "PUT" in opcode.name and int(argument or 0) > len(data):
-                    raise ValueError(f"it remembers an object under the number {argument}")
+            # Each step is read here before any is taken, so that no length in it leads behind its end.
+            for count, _step in enumerate(pickletools.genops(data)):
+                if count == MAX_STEPS:
+                    raise ValueError(f"it has more than {MAX_STEPS:,} steps")
             return _InertUnpickler(data).load()
         except Exception as error:  # whatever a damaged or hostile pickle does, it is the file's fault
             raise CheckpointError(
@@ -263,6 +319,10 @@ class TorchArchive:
 
         Raises: CheckpointError naming it.
         """
+        if not tensor.is_sound:
+            raise CheckpointError(
+                f"In {self.name}, {name} is no tensor: {tensor}. The file is damaged; fetch it again."
+            )
         entry = f"data/{tensor.storage}"
         info = self._entries.get(entry)
         needed = max((tensor.offset + tensor.extent) * tensor.itemsize, tensor.nbytes)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T", bound=PreTrainedTokenizerBase)
 
-CONFIG, SPECIAL, ADDED, BACKEND = (
+CONFIG, SPECIAL, ADDED, BACKEND = FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

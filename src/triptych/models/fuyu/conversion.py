@@ -24,12 +24,13 @@ from triptych.errors import CheckpointError, MissingFileError, SaveError
 from triptych.files import staged_folder, write_json
 from triptych.generation.configuration import GENERATION_CONFIG_NAME, GenerationConfig
 from triptych.models.fuyu.configuration import FuyuConfig
-from triptych.models.llama.sentencepiece_model import parse
+from triptych.models.llama.sentencepiece_model import MAX_BYTES as MAX_VOCABULARY_BYTES, parse
+from triptych.tokenization.files import FILES as TOKENIZER_FILES
 
 WEIGHTS, VOCABULARY = "model_optim_rng.pt", "adept_vocab.model"
 HEAD_WIDTH = 64  # of every head of fuyu-8b; where queries are normalised, the files say
 CHANNELS = 3  # of a pixel; the files do not say
-MAX_VOCABULARY_BYTES = 2**28  # a hundred times that of fuyu-8b
+MAX_ENTRIES = 10**5  # of all dicts of tensors together; fuyu-8b has seven hundred
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 
 _LAYER, _MINE = "language_model.encoder.layers.{n}.", "language_model.model.layers.{n}."
@@ -127,7 +128,10 @@ def convert(
             )
         config = _configuration(sizes, tensors)
         patch = {"height": config.patch_size, "width": config.patch_size}
-        with staged_folder(target, replaces=lambda name: any(each.owns(name) for each in FORMATS)) as stage:
+        # An older tokenizer.json would be read in place of the tokenizer.model that is written here.
+        with staged_folder(
+            target, replaces=lambda name: name in TOKENIZER_FILES or any(each.owns(name) for each in FORMATS)
+        ) as stage:
             _write_shards(archive, {row.published: tensors[row.original] for row in rows}, limit, stage)
             config.save_pretrained(stage)
             _generation(config, words.pieces).to_json_file(stage / GENERATION_CONFIG_NAME)
@@ -184,8 +188,14 @@ def _members(source: Path) -> list[FilePart] | None:
     try:
         with tarfile.open(source, "r:") as tar:
             is_one = True
-            members = [each for each in tar if PurePosixPath(each.name).name in (WEIGHTS, VOCABULARY)]
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+            members, reached = [], -1
+            for each in tar:
+                if each.size < 0 or each.offset_data <= reached:  # it would go round and round
+                    raise tarfile.ReadError(f"{each.name!r} does not lie behind what is in front of it")
+                reached = each.offset_data
+                if PurePosixPath(each.name).name in (WEIGHTS, VOCABULARY):
+                    members.append(each)
+    except Exception as error:  # tarfile raises all kinds over damaged headers
         if is_one:
             raise CheckpointError(f"{source} is no whole .tar: {error}. Fetch it again.") from error
         with source.open("rb") as file:
@@ -216,8 +226,8 @@ def named_tensors(archive: TorchArchive) -> dict[str, StoredTensor]:
     looked_at = 0
     while todo:
         prefix, value = todo.pop()
-        looked_at += 1
-        if looked_at > 10**6 or len(prefix) > 1000:  # a dict may hold itself
+        looked_at += 1 + (len(value) if isinstance(value, dict) else 0)
+        if looked_at > MAX_ENTRIES or len(prefix) > 1000:  # a dict may hold itself
             raise CheckpointError(f'"model" in {archive.name} has no end. The file is damaged or hostile.')
         if isinstance(value, dict):
             names = (name if isinstance(name, str) and name.isprintable() else repr(name) for name in value)

@@ -23,7 +23,7 @@ from triptych.files import read_json, staged_folder, write_json
 from triptych.models.openai_gpt.configuration import OpenAIGPTConfig
 from triptych.models.openai_gpt.pretokenization import PRE_TOKENIZERS
 from triptych.models.openai_gpt.tokenization_fast import OpenAIGPTTokenizerFast
-from triptych.tokenization.files import CONFIG as TOKENIZER_CONFIG
+from triptych.tokenization.files import CONFIG as TOKENIZER_CONFIG, FILES as TOKENIZER_FILES
 
 SHAPES, ENCODER, MERGES = "params_shapes.json", "encoder_bpe_40000.json", "vocab_40000.bpe"
 PARTS = tuple(f"params_{part}.npy" for part in range(10))
@@ -88,7 +88,9 @@ def convert(
     row = open_parts(source, sum(map(prod, shapes)))
     starts = accumulate(map(prod, shapes), initial=0)
     arrays = {name: Stretch(row, start, shape) for (name, shape), start in zip(named.items(), starts, strict=False)}
-    with staged_folder(target, replaces=lambda name: any(each.owns(name) for each in FORMATS)) as stage:
+    with staged_folder(
+        target, replaces=lambda name: name in TOKENIZER_FILES or any(each.owns(name) for each in FORMATS)
+    ) as stage:
         safetensors_file.write_arrays(
             rename(arrays, rows, sizes, str(source / SHAPES)), stage / SAFETENSORS.file_name()
         )
