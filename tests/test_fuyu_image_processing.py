@@ -1,6 +1,8 @@
 """Pictures in: what Fuyu's image processor takes, what it refuses, and what it gives back."""
 
+import io
 import json
+import random
 import subprocess
 import sys
 import warnings
@@ -10,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image, ImageFile
 
 from golden_fuyu_processing import picture
 from triptych import AutoImageProcessor, AutoProcessor, FuyuBatchFeature, FuyuImageProcessor
 from triptych.errors import ImageError, InvalidFileError, MissingFileError
-from triptych.image_transforms import float_patches, open_image, patchify, size_to_fit, to_image
+from triptych.image_transforms import FORMATS, float_patches, open_image, patchify, size_to_fit, to_image
 
 SMALL = {"size": {"height": 96, "width": 128}, "patch_size": {"height": 16, "width": 16}}
 PUBLISHED = {  # preprocessor_config.json of adept/fuyu-8b
@@ -362,6 +364,74 @@ def test_a_file_that_was_opened_but_is_cut_short_is_refused(small, tmp_path):
         small(lazy)
 
 
+FUZZED = [("AVIF", {}), ("BMP", {}), ("GIF", {}), ("ICO", {}), ("JPEG", {}), ("JPEG2000", {}), ("PNG", {}), ("PPM", {})]
+FUZZED += [
+    ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+    ("TIFF", {"compression": "jpeg"}),
+    ("WEBP", {}),
+    ("TGA", {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("format_", "options"), FUZZED, ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else value
+)
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_a_file_with_changed_bytes_is_read_or_refused(format_, options):
+    if format_ not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {format_}")
+    file = io.BytesIO()
+    Image.fromarray(picture((40, 50))).save(file, format_, **options)
+    draw, refusals = random.Random(0), []
+    for _ in range(150):
+        data = bytearray(file.getvalue())
+        for _ in range(draw.choice((1, 2, 4, 16))):
+            data[draw.randrange(min(len(data), draw.choice((40, 200, 10**9))))] = draw.choice((0, 127, 128, 255))
+        del data[draw.choice((len(data), draw.randrange(len(data)))) :]
+        try:
+            assert open_image(io.BytesIO(data), "changed").mode == "RGB"
+        except ImageError as error:
+            refusals.append(str(error))
+    assert refusals
+    assert all("changed" in refusal for refusal in refusals)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError, ValueError, KeyError, SyntaxError, OSError, TypeError])
+@pytest.mark.parametrize("step", ["open", "load"])
+def test_whatever_pillow_raises_over_a_damaged_file_the_file_is_named(tmp_path, monkeypatch, error, step):
+    def fail(*_, **__):
+        raise error("broken")
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "bad.png")
+    monkeypatch.setattr(*(Image, "open") if step == "open" else (ImageFile.ImageFile, "load"), fail)
+    with pytest.raises(ImageError, match=r"bad\.png.*broken"):
+        open_image(tmp_path / "bad.png")
+
+
+def test_postscript_is_not_run(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png must be a picture, in one of AVIF, BMP"):
+        open_image(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as lazy, pytest.raises(ImageError, match=r"not be PostScript.*Call its load"):
+        small(lazy)
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: Image.new("RGB", (4, 4)).im)
+    with Image.open(tmp_path / "a.png") as read:
+        read.load()
+        assert to_image(read).size == (4, 4)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_every_format_is_opened_under_any_name(tmp_path, format_):
+    Image.init()
+    if format_ not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {format_}")
+    Image.fromarray(picture((20, 30))).save(tmp_path / "it", format_)
+    assert open_image(tmp_path / "it").mode == "RGB"
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused_before_it_is_read(small, tmp_path, monkeypatch):
     path = tmp_path / "bomb.png"
@@ -423,6 +493,8 @@ def test_the_published_file_loads_and_is_saved_as_it_was(tmp_path):
     ("fields", "error"),
     [
         ({"size": "large"}, ValueError),
+        ({"size": {"height": 100_000, "width": 100_000}}, ValueError),
+        ({"patch_size": {"height": 1025, "width": 1024}}, ValueError),
         ({"patch_size": {"height": 0, "width": 0}}, ValueError),
         ({"image_std": [0, 0, 0]}, ValueError),
         ({"do_pad": 1}, TypeError),

@@ -27,6 +27,9 @@ Floats = NDArray[np.float32]
 
 ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 WHITE = 255
+# What pictures come in. Pillow reads more; for PostScript, whatever the file is called, it starts Ghostscript.
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "TGA")
+RUN_BY_A_PROGRAM = "EPS"
 CHANNELS = {1: "grey", 2: "grey and alpha", 3: "red, green and blue", 4: "red, green, blue and alpha"}
 # A shape that could be either way is read by the likelier number of channels, first axis before last.
 LIKELIEST = (3, 1, 4, 2)
@@ -64,8 +67,8 @@ def open_image(path: str | Path | BinaryIO, name: str | None = None) -> "PillowI
 
     `name` is how errors call it, the path if not given.
 
-    Raises: MissingFileError (FileNotFoundError); ImageError (ValueError, OSError) if the file is no picture that
-        Pillow reads, is cut short, or has more pixels than PIL.Image.MAX_IMAGE_PIXELS.
+    Raises: MissingFileError (FileNotFoundError); ImageError (ValueError, OSError) if the file is no picture in one of
+        FORMATS, is damaged, or has more pixels than PIL.Image.MAX_IMAGE_PIXELS.
     """
     pillow = _pillow()
     name = name or str(path)
@@ -75,13 +78,14 @@ def open_image(path: str | Path | BinaryIO, name: str | None = None) -> "PillowI
         with warnings.catch_warnings():
             # Pillow warns of a picture above its limit and refuses one of twice that; here the limit is the limit.
             warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
-            picture = pillow.open(path)
+            pillow.init()  # makes known what this Pillow reads, and not all read AVIF
+            picture = pillow.open(path, formats=[each for each in FORMATS if each in pillow.OPEN])
     except pillow.UnidentifiedImageError as error:
-        raise ImageError(f"{name} must be a picture, in a format that Pillow reads. Give another file.") from error
+        raise ImageError(f"{name} must be a picture, in one of {', '.join(FORMATS)}. Give another file.") from error
     except pillow.DecompressionBombError as error:
         raise ImageError(f"{name}: {error} Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it.") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{name} must be a picture that Pillow reads: {error}. Give another file.") from error
+    except Exception as error:  # Pillow's readers raise all kinds over damaged files
+        raise ImageError(f"{name} must be a picture that Pillow reads: {_said(error)}. Give another file.") from error
     with picture:
         return upright_rgb(picture, name)
 
@@ -89,12 +93,18 @@ def open_image(path: str | Path | BinaryIO, name: str | None = None) -> "PillowI
 def upright_rgb(picture: "PillowImage.Image", name: str = "the picture") -> "PillowImage.Image":
     """A picture of Pillow in any mode as RGB, turned as its EXIF orientation says; transparency stands on white.
 
-    Deeper levels than 8 bits are rounded to them. Files that Pillow opened are read here.
+    Deeper levels than 8 bits are rounded to them. Files that Pillow opened are read here, but for PostScript, which is
+    a program: that is the caller's to run.
 
     Raises: ImageError (ValueError, OSError) if the pixels cannot be read, are none, or are more than
         PIL.Image.MAX_IMAGE_PIXELS in a file that has not been read yet.
     """
     pillow = _pillow()
+    if getattr(picture, "format", None) == RUN_BY_A_PROGRAM and getattr(picture, "tile", None):  # not read yet
+        raise ImageError(
+            f"A picture must not be PostScript, which Ghostscript would run to read it; {name} is. "
+            "Call its load() first if you trust it."
+        )
     width, height = picture.size
     if not (width and height):
         raise ImageError(f"A picture must have pixels; {name} is {width} × {height}.")
@@ -116,8 +126,16 @@ def upright_rgb(picture: "PillowImage.Image", name: str = "the picture") -> "Pil
         on_white: PillowImage.Image = pillow.new("RGBA", picture.size, "white")
         on_white.alpha_composite(picture.convert("RGBA"))
         return on_white.convert("RGB")
-    except (OSError, SyntaxError, EOFError, IndexError) as error:
-        raise ImageError(f"The pixels of {name} cannot be read: {error}. The file is damaged or cut short.") from error
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise all kinds over damaged files
+        raise ImageError(
+            f"The pixels of {name} cannot be read: {_said(error)}. The file is damaged or cut short."
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _upright(picture: "PillowImage.Image") -> "PillowImage.Image":

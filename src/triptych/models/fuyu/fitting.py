@@ -24,7 +24,9 @@ from triptych.tokenization.options import choose
 
 Size = tuple[int, int]
 ROWS_AT_A_TIME = 16  # of pixels: with 1920 × 3 floats each, a block stays in the processor's cache
-MAX_SIDE = 100_000  # pixels; a damaged file could otherwise ask for all of the memory
+# Pixels; a damaged file could otherwise ask for all of the memory.
+MAX_SIDE = 100_000
+MAX_AREAS = {"size": 2**28, "patch_size": 2**20}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,8 @@ def sides(value: Any, name: str) -> Size:
             raise ValueError(
                 f'{name} must be like {{"height": 30, "width": 30}}, in pixels from 1 to {MAX_SIDE:,}; got {value!r}.'
             )
+    if both[0] * both[1] > MAX_AREAS[name]:
+        raise ValueError(f"{name} must have at most {MAX_AREAS[name]:,} pixels; got {value!r}.")
     return both[0], both[1]
 
 
