@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-import torch
 
+pytest.importorskip("torch")
 pytest.importorskip("jax")
 pytest.importorskip("flax")
 
 import jax
 import jax.numpy as jnp
+import torch
 
 from gpt_neo_flax_models import gap, made
 from gpt_neo_models import make, tokens
