@@ -69,7 +69,7 @@ def test_a_class_is_found_in_one_guess(name):
     if folder is None:
         assert path.parts[0] != "models"
         return
-    role = "modeling_torch"
+    role = "modeling_" + next((suffix for suffix in ("TF", "Flax") if name.startswith(suffix)), "torch").lower()
     for ending, stem in (
         ("TokenizerFast", "tokenization_fast"),
         ("Tokenizer", "tokenization"),

@@ -11,6 +11,8 @@ import triptych
 SIGNATURES = json.loads((Path(__file__).parent / "signatures.json").read_text())
 # The documented classes that the package offers so far; the others come with their families.
 OFFERED = (
+    "FlaxGPTNeoForCausalLM",
+    "FlaxGPTNeoModel",
     "FuyuConfig",
     "FuyuForCausalLM",
     "FuyuImageProcessor",

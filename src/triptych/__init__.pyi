@@ -9,6 +9,8 @@ from .auto import (
     AutoModelForTokenClassification as AutoModelForTokenClassification,
     AutoProcessor as AutoProcessor,
     AutoTokenizer as AutoTokenizer,
+    FlaxAutoModel as FlaxAutoModel,
+    FlaxAutoModelForCausalLM as FlaxAutoModelForCausalLM,
 )
 from .configuration import PretrainedConfig as PretrainedConfig
 from .generation.configuration import GenerationConfig as GenerationConfig
@@ -35,6 +37,9 @@ from .generation.logits_torch import (
     SuppressTokensLogitsProcessor as SuppressTokensLogitsProcessor,
 )
 from .generation.outputs import (
+    FlaxBeamSearchOutput as FlaxBeamSearchOutput,
+    FlaxGreedySearchOutput as FlaxGreedySearchOutput,
+    FlaxSampleOutput as FlaxSampleOutput,
     GenerateDecoderOnlyOutput as GenerateDecoderOnlyOutput,
     GreedySearchDecoderOnlyOutput as GreedySearchDecoderOnlyOutput,
     SampleDecoderOnlyOutput as SampleDecoderOnlyOutput,
@@ -59,6 +64,7 @@ from .generation.warpers_torch import (
     TopPLogitsWarper as TopPLogitsWarper,
     TypicalLogitsWarper as TypicalLogitsWarper,
 )
+from .modeling_flax import FlaxPreTrainedModel as FlaxPreTrainedModel
 from .modeling_torch import PreTrainedModel as PreTrainedModel
 from .models.fuyu.collating import FuyuDataCollator as FuyuDataCollator
 from .models.fuyu.configuration import FuyuConfig as FuyuConfig
@@ -71,6 +77,11 @@ from .models.fuyu.processing import FuyuBatchEncoding as FuyuBatchEncoding, Fuyu
 from .models.gpt2.tokenization import GPT2Tokenizer as GPT2Tokenizer
 from .models.gpt2.tokenization_fast import GPT2TokenizerFast as GPT2TokenizerFast
 from .models.gpt_neo.configuration import GPTNeoConfig as GPTNeoConfig
+from .models.gpt_neo.modeling_flax import (
+    FlaxGPTNeoForCausalLM as FlaxGPTNeoForCausalLM,
+    FlaxGPTNeoModel as FlaxGPTNeoModel,
+    FlaxGPTNeoPreTrainedModel as FlaxGPTNeoPreTrainedModel,
+)
 from .models.gpt_neo.modeling_torch import (
     GPTNeoForCausalLM as GPTNeoForCausalLM,
     GPTNeoForQuestionAnswering as GPTNeoForQuestionAnswering,
@@ -105,6 +116,8 @@ from .outputs import (
     CausalLMOutput as CausalLMOutput,
     CausalLMOutputWithCrossAttentions as CausalLMOutputWithCrossAttentions,
     CausalLMOutputWithPast as CausalLMOutputWithPast,
+    FlaxBaseModelOutput as FlaxBaseModelOutput,
+    FlaxMaskedLMOutput as FlaxMaskedLMOutput,
     ModelOutput as ModelOutput,
     QuestionAnsweringModelOutput as QuestionAnsweringModelOutput,
     SequenceClassifierOutput as SequenceClassifierOutput,

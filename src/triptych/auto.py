@@ -29,6 +29,8 @@ FAMILIES: dict[str, dict[str, str]] = {
         "AutoModelForQuestionAnswering": "GPTNeoForQuestionAnswering",
         "AutoModelForSequenceClassification": "GPTNeoForSequenceClassification",
         "AutoModelForTokenClassification": "GPTNeoForTokenClassification",
+        "FlaxAutoModel": "FlaxGPTNeoModel",
+        "FlaxAutoModelForCausalLM": "FlaxGPTNeoForCausalLM",
     },
     "openai-gpt": {
         "AutoConfig": "OpenAIGPTConfig",
@@ -215,3 +217,11 @@ class AutoModelForSequenceClassification(_AutoModel):
 
 class AutoModelForTokenClassification(_AutoModel):
     """The model of a family with a head for each token."""
+
+
+class FlaxAutoModel(_AutoModel):
+    """The bare model of a family, in Flax."""
+
+
+class FlaxAutoModelForCausalLM(_AutoModel):
+    """The model of a family with a language model head, in Flax."""

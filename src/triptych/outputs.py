@@ -186,3 +186,25 @@ class QuestionAnsweringModelOutput(ModelOutput):
     end_logits: Any = None
     hidden_states: Any = None
     attentions: Any = None
+
+
+@dataclass
+class FlaxBaseModelOutput(ModelOutput):
+    """`last_hidden_state` (B, T, C); `past_key_values`, the cache as `init_cache` makes it, where one was given;
+    `hidden_states`, one (B, T, C) more than layers; `attentions`, a (B, H, T, S) per layer.
+    """
+
+    last_hidden_state: Any = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
+class FlaxMaskedLMOutput(ModelOutput):
+    """`logits` (B, T, V), of each position's next token; the rest as in the base model's output."""
+
+    logits: Any = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None

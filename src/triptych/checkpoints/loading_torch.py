@@ -1,9 +1,7 @@
 """Tensors of a checkpoint → the parameters and buffers of a PyTorch model that was built without memory."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -12,9 +10,8 @@ from torch.overrides import TorchFunctionMode
 
 from triptych.checkpoints.checkpoint import TensorInfo
 from triptych.checkpoints.device_map_torch import Placement
-from triptych.errors import CheckpointError, WeightMismatchError
-
-Mismatch = tuple[str, torch.Size, torch.Size]
+from triptych.checkpoints.matching import Matching, is_any_of, quote, targets
+from triptych.errors import CheckpointError
 
 
 class TensorSource(Protocol):
@@ -73,26 +70,6 @@ def without_weights(dtype: torch.dtype) -> Iterator[None]:
         yield
 
 
-@dataclass(slots=True)
-class Matching:
-    """Which tensor of the checkpoint goes where; names of the model and of the checkpoint are both as published."""
-
-    stored_name: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    mismatched: list[Mismatch] = field(default_factory=list)
-    to_initialise: list[str] = field(default_factory=list)
-
-    def loading_info(self) -> dict[str, list[Any]]:
-        """The documented dict of `output_loading_info=True`."""
-        return {
-            "missing_keys": self.missing,
-            "unexpected_keys": self.unexpected,
-            "mismatched_keys": self.mismatched,
-            "error_msgs": [],
-        }
-
-
 def match(model: Any, source: TensorSource) -> Matching:
     """Compare names and shapes; nothing is read.
 
@@ -101,11 +78,11 @@ def match(model: Any, source: TensorSource) -> Matching:
     Raises: CheckpointError if not one of the checkpoint's names belongs to the model.
     """
     slots: dict[str, Tensor] = model.state_dict(keep_vars=True)
-    target_of = _targets(source.tensors, slots, model.base_model_prefix)
+    target_of = targets(source.tensors, slots, model.base_model_prefix)
     if source.tensors and slots and not target_of:
         raise CheckpointError(
-            f"The weights must belong to {type(model).__name__}, which has {_quote(slots, 2)}, but none of the "
-            f"{len(source.tensors)} tensors of {source.source} fits; it has {_quote(source.tensors, 2)}. "
+            f"The weights must belong to {type(model).__name__}, which has {quote(slots, 2)}, but none of the "
+            f"{len(source.tensors)} tensors of {source.source} fits; it has {quote(source.tensors, 2)}. "
             "Load it with the class it was saved from."
         )
     stored = {target: name for name, target in target_of.items()}
@@ -123,21 +100,6 @@ def match(model: Any, source: TensorSource) -> Matching:
             found.stored_name[name] = stored[name]
     found.missing.sort()
     return found
-
-
-def refuse_mismatched(mismatched: list[Mismatch], source: str) -> None:
-    """Raises: WeightMismatchError listing every tensor of another shape; nothing if there is none."""
-    if not mismatched:
-        return
-    lines = [
-        f"  {name}: {tuple(stored)} in the checkpoint, {tuple(wanted)} in the model"
-        for name, stored, wanted in mismatched
-    ]
-    raise WeightMismatchError(
-        f"Stored tensors must have the shapes of the model's parameters, but {len(mismatched)} in {source} "
-        "have not:\n" + "\n".join(lines) + "\nMake the configuration fit the checkpoint (for a head: num_labels=…), "
-        "or pass ignore_mismatched_sizes=True to initialise these anew."
-    )
 
 
 def assign(
@@ -206,52 +168,9 @@ def materialise_rest(model: nn.Module, placement: Placement) -> None:
             module._buffers[leaf] = torch.zeros_like(buffer, device=device) if is_meta else buffer.to(device)
 
 
-def describe(model_class: type, found: Matching, source: str) -> str | None:
-    """What a user should know about weights that did not fit; None if there is nothing to tell."""
-    lines = []
-    if found.missing:
-        lines.append(
-            f"- {len(found.missing)} newly initialised, as the checkpoint lacks them: {_quote(found.missing)}. "
-            "Train the model before you rely on it."
-        )
-    if found.mismatched:
-        shapes = [f"{name} {tuple(stored)} → {tuple(wanted)}" for name, stored, wanted in found.mismatched]
-        lines.append(
-            f"- {len(shapes)} newly initialised, as their shapes differ: {_quote(shapes)}. "
-            "Train the model before you rely on it."
-        )
-    if found.unexpected:
-        lines.append(
-            f"- {len(found.unexpected)} not used, as the model has no place for them: {_quote(found.unexpected)}. "
-            "That is fine if the checkpoint was saved from a model with another head."
-        )
-    if not lines:
-        return None
-    return "\n".join([f"Not all weights of {model_class.__name__} came from {source}:", *lines])
-
-
-def _targets(stored: Iterable[str], slots: Mapping[str, Any], prefix: str) -> dict[str, str]:
-    """Stored name → the model's name, with the base model's prefix added or dropped where that makes it fit."""
-    stored = list(stored)
-    target_of = {name: name for name in stored if name in slots}
-    taken = set(target_of)
-    start = f"{prefix}."
-    for name in stored:
-        other = name.removeprefix(start) if name.startswith(start) else start + name
-        if prefix and name not in target_of and other in slots and other not in taken:
-            target_of[name] = other
-            taken.add(other)
-    return target_of
-
-
 def _unexpected(stored: Iterable[str], target_of: Mapping[str, str], model: Any) -> list[str]:
     left = (name for name in stored if name not in target_of)
     return [name for name in left if not is_any_of(name, model._keys_to_ignore_on_load_unexpected)]
-
-
-def is_any_of(name: str, patterns: Iterable[str] | None) -> bool:
-    """Whether one of the regular expressions is found in a name."""
-    return any(re.search(pattern, name) for pattern in patterns or ())
 
 
 def _tied_groups(slots: Mapping[str, Tensor]) -> list[list[str]]:
@@ -289,9 +208,3 @@ def _initialise_module(model: Any, module: nn.Module, leaves: set[str]) -> None:
             model._init_weights(module)
     finally:
         module._parameters.update(kept)
-
-
-def _quote(names: Iterable[str], limit: int = 10) -> str:
-    names = [name if name.isprintable() else repr(name) for name in names]
-    more = f", … and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triptych.checkpoints.index import read_index
-from triptych.checkpoints.names import FORMATS, NOT_READABLE_YET, PICKLE, SAFETENSORS, WeightFormat
+from triptych.checkpoints.names import FORMATS, NOT_READABLE_YET, SAFETENSORS, WeightFormat
 from triptych.errors import CheckpointError, MissingFileError
 from triptych.hub import HubOptions, StrPath, listing, local_folder, resolve_file
 
@@ -21,11 +21,16 @@ class WeightFiles:
 
 
 def find_weights(
-    name_or_folder: StrPath, options: HubOptions, *, variant: str | None = None, use_safetensors: bool | None = None
+    name_or_folder: StrPath,
+    options: HubOptions,
+    *,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    known: tuple[WeightFormat, ...] = FORMATS,
 ) -> WeightFiles:
-    """The first that is there of model.safetensors, its index, pytorch_model.bin, its index.
+    """The first that is there of model.safetensors, its index, and those of the other `known` formats.
 
-    `use_safetensors` True or False looks for that one format only.
+    `use_safetensors` True looks for safetensors only, False for the others.
 
     Raises: MissingFileError naming what was looked for and what is there; CheckpointError for a damaged index.
     """
@@ -33,7 +38,7 @@ def find_weights(
         raise CheckpointError(
             f"A checkpoint is a folder or a hub name, but {name_or_folder} is a file. Give its folder."
         )
-    formats = FORMATS if use_safetensors is None else (SAFETENSORS if use_safetensors else PICKLE,)
+    formats = tuple(form for form in known if use_safetensors in (None, form is SAFETENSORS))
     for form in formats:
         whole = resolve_file(name_or_folder, form.file_name(variant), **options, required=False)
         if whole is not None:
@@ -91,7 +96,9 @@ def _not_found(
     message = f"No weights found in {place}: looked for {wanted}."
     if folder is not None:
         message += f" The folder holds {listing(folder)}."
-    unreadable = [name for name in NOT_READABLE_YET if resolve_file(name_or_folder, name, **options, required=False)]
+    own = {name for form in formats for name in (form.file_name(), form.index_name())}
+    others = [name for name in NOT_READABLE_YET if name not in own]
+    unreadable = [name for name in others if resolve_file(name_or_folder, name, **options, required=False)]
     if unreadable:
         return f"{message} {unreadable[0]} cannot be read here yet; convert it to model.safetensors first."
     if use_safetensors is True:

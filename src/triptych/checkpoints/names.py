@@ -33,6 +33,10 @@ class WeightFormat:
 SAFETENSORS = WeightFormat("model", ".safetensors", "triptych.checkpoints.safetensors_file")
 PICKLE = WeightFormat("pytorch_model", ".bin", "triptych.checkpoints.pickle_torch")
 
+PICKLE_ARRAYS = WeightFormat("pytorch_model", ".bin", "triptych.checkpoints.pickle_arrays")
+MSGPACK = WeightFormat("flax_model", ".msgpack", "triptych.checkpoints.msgpack_file")
+
 # In the order in which they are looked for. A format of another framework is one more row and one more module.
 FORMATS = (SAFETENSORS, PICKLE)
+FLAX_FORMATS = (SAFETENSORS, MSGPACK, PICKLE_ARRAYS)
 NOT_READABLE_YET = ("tf_model.h5", "tf_model.h5.index.json", "flax_model.msgpack", "flax_model.msgpack.index.json")

@@ -20,14 +20,13 @@ from triptych.checkpoints.loading_torch import (
     StateDict,
     TensorSource,
     assign,
-    describe,
     initialise,
     match,
     materialise_rest,
-    refuse_mismatched,
     without_weights,
 )
 from triptych.checkpoints.locate import find_weights
+from triptych.checkpoints.matching import describe, refuse_mismatched
 from triptych.configuration import PretrainedConfig
 from triptych.errors import LoadingWarning
 from triptych.files import read_json

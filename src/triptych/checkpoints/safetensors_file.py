@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from triptych import frameworks
+from triptych.checkpoints.arrays import numpy_dtype
 from triptych.checkpoints.checkpoint import TensorInfo
 from triptych.errors import CheckpointError
 
@@ -69,12 +70,22 @@ class SafetensorsFile:
 
     def read(self, name: str, *, mapped: bool, dtype: Any = None) -> Any:
         """One tensor; see `TensorFile.read`."""
+        if self.framework == "np":
+            return self._array(name, mapped, dtype)
         if self.framework != "pt":
             tensor = self._map.get_tensor(name)
             return tensor if dtype is None else tensor.astype(dtype)
         if mapped and dtype is None:
             return self._map.get_tensor(name)
         return self._read_own(name, dtype)
+
+    def _array(self, name: str, mapped: bool, dtype: Any) -> Any:
+        info = self.tensors[name]
+        stored = numpy_dtype(info.dtype)
+        if not math.prod(info.shape):
+            return np.empty(info.shape, dtype or stored)  # no memory to map
+        array = np.memmap(self.path, stored, "r", self._start[name], info.shape)
+        return array if mapped and dtype is None else np.asarray(array).astype(dtype or stored)
 
     def _read_own(self, name: str, dtype: Any) -> Any:
         """Copy once, from the page cache into the tensor: half the time and half the peak of cloning the map."""
@@ -131,6 +142,19 @@ def write_file(tensors: Mapping[str, Any], path: Path) -> None:
     usual = path.stat().st_mode
     save_file(dict(tensors), str(path), metadata=PYTORCH)
     path.chmod(usual)  # safetensors leaves the file to its owner alone
+
+
+def write_as_pytorch(arrays: Mapping[str, Any], path: Path) -> None:
+    """Write NumPy arrays into the file that `write_file` makes of such tensors, byte for byte, without PyTorch.
+
+    Raises: OSError or SafetensorError if it cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    path.touch()
+    usual = path.stat().st_mode
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, str(path), metadata=PYTORCH)
+    path.chmod(usual)
 
 
 def write_arrays(arrays: Mapping[str, Any], path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from triptych.checkpoints import pickle_torch, safetensors_file
 from triptych.checkpoints.index import StoredTensor, make_index, parse_size, plan_shards, shard_names
-from triptych.checkpoints.loading_torch import is_any_of
+from triptych.checkpoints.matching import is_any_of
 from triptych.checkpoints.names import FORMATS, PICKLE, SAFETENSORS
 from triptych.errors import LoadingWarning, SaveError
 from triptych.files import staged_folder, write_json

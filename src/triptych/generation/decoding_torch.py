@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from triptych.generation import pipeline_torch
+from triptych.generation.checks import as_ids, require_int
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.feed_torch import Feed
-from triptych.generation.logits_torch import as_ids, require_int
+from triptych.generation.lengths import settle_length
 from triptych.generation.options import check_token_ids, notice, refuse_unsupported_arguments, resolve
 from triptych.generation.outputs import GenerateDecoderOnlyOutput
-from triptych.generation.prompt_torch import read_prompt, settle_length
+from triptych.generation.prompt_torch import read_prompt
 
 if TYPE_CHECKING:
     from triptych.modeling_torch import NextToken, PreTrainedModel

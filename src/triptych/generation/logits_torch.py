@@ -8,7 +8,7 @@ Shapes: B rows, T tokens so far (prompt and left padding included), V vocabulary
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -16,8 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-INF = float("inf")
-TokenIds = int | Sequence[int]
+from triptych.generation.checks import (
+    INF,
+    TokenIds,
+    as_ids,
+    bias_pairs,
+    require_ids,
+    require_int,
+    require_number,
+)
 
 
 class LogitsProcessor:
@@ -61,13 +68,6 @@ def _extra_arguments(call: Callable[..., Any]) -> tuple[str, ...]:
 # -- helpers -------------------------------------------------------------------------------------------------------
 
 
-def as_ids(value: TokenIds | None) -> tuple[int, ...]:
-    """One id or several, as a tuple."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
-
-
 @lru_cache(maxsize=256)
 def _index(ids: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(ids, dtype=torch.long, device=device)
@@ -80,36 +80,6 @@ def _without(scores: Tensor, ids: tuple[int, ...]) -> Tensor:
 def _only(scores: Tensor, ids: tuple[int, ...]) -> Tensor:
     """-inf everywhere, 0 at `ids`."""
     return torch.full_like(scores, -INF).index_fill_(1, _index(ids, scores.device), 0.0)
-
-
-def require_number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> None:
-    """Refuse what is no number above `above`, or at least `least`.
-
-    Raises: ValueError naming the option.
-    """
-    bound = f"above {above}" if above is not None else f"at least {least}"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or (above is not None and not value > above) or (least is not None and not value >= least):
-        raise ValueError(f"{name} must be a number {bound}; got {value!r}.")
-
-
-def require_int(name: str, value: Any, least: int) -> None:
-    """Refuse what is no int of at least `least`.
-
-    Raises: ValueError naming the option.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}; got {value!r}.")
-
-
-def require_ids(name: str, value: Any) -> None:
-    """Refuse what is neither a token id nor a sequence of them.
-
-    Raises: ValueError naming the option.
-    """
-    ids = (value,) if isinstance(value, int) else value
-    if not isinstance(ids, Sequence) or not ids or not all(type(i) is int and i >= 0 for i in ids):
-        raise ValueError(f"{name} must be a token id or a non-empty list of token ids, none negative; got {value!r}.")
 
 
 # -- repetition ----------------------------------------------------------------------------------------------------
@@ -214,26 +184,6 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The biased scores."""
         return _biased(input_ids, scores, self._pairs)
-
-
-def bias_pairs(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
-    """A `sequence_bias`, in either form, as ((ids, bias), …).
-
-    Raises: ValueError when it has neither form, or is empty.
-    """
-    items = value.items() if isinstance(value, Mapping) else value
-    rule = "sequence_bias must be a non-empty {(id, …): bias} or [[[id, …], bias], …]"
-    if not isinstance(items, Iterable) or isinstance(items, str):
-        raise ValueError(f"{rule}; got {value!r}.")
-    pairs = []
-    for item in items:
-        if not isinstance(item, Sequence) or len(item) != 2 or isinstance(item[0], int):
-            raise ValueError(f"{rule}; got {item!r} in it.")
-        require_ids("each sequence of sequence_bias", item[0])
-        pairs.append((tuple(item[0]), float(item[1])))
-    if not pairs:
-        raise ValueError(f"{rule}; got {value!r}.")
-    return tuple(pairs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,8 +54,17 @@ _UNSUPPORTED_ARGUMENTS = {
 }
 
 
-def resolve(model: Any, given: GenerationConfig | None, kwargs: Mapping[str, Any]) -> Request:
+def resolve(
+    model: Any,
+    given: GenerationConfig | None,
+    kwargs: Mapping[str, Any],
+    *,
+    unsupported: Sequence[Unsupported] = UNSUPPORTED,
+    inputs: frozenset[str] | None = None,
+) -> Request:
     """Keyword arguments over the given options over the model's own.
+
+    `inputs` are the model's inputs by name, when they are not simply those of its `forward`.
 
     Options left out of a given `generation_config` have the documented defaults, except that bos, eos and pad ids come
     from the model. Raises: UnknownOptionError for a keyword argument that is neither an option nor a model input;
@@ -68,9 +77,10 @@ def resolve(model: Any, given: GenerationConfig | None, kwargs: Mapping[str, Any
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(options, name) is None and name not in kwargs:
             setattr(options, name, getattr(own, name))
-    model_inputs = _model_inputs(model, rest)
+    accepted = set(inspect.signature(model.forward).parameters) - _NOT_FOR_USERS if inputs is None else set(inputs)
+    model_inputs = _model_inputs(accepted, rest)
     options.validate()
-    for way in UNSUPPORTED:
+    for way in unsupported:
         if way.asked(options):
             raise ValueError(_unsupported(way.name, way.options))
     named = frozenset(name for name in kwargs if kwargs[name] is not None)
@@ -109,8 +119,7 @@ def _own_options(model: Any) -> GenerationConfig:
     return own  # type: ignore[no-any-return]
 
 
-def _model_inputs(model: Any, rest: dict[str, Any]) -> dict[str, Any]:
-    accepted = set(inspect.signature(model.forward).parameters) - _NOT_FOR_USERS
+def _model_inputs(accepted: set[str], rest: dict[str, Any]) -> dict[str, Any]:
     # A training batch may be passed as it is: its labels play no part.
     unknown = [name for name in rest if name not in accepted and name != "labels"]
     if unknown:

@@ -22,6 +22,28 @@ class GenerateDecoderOnlyOutput(ModelOutput):
     past_key_values: Any = None
 
 
+@dataclass
+class FlaxGreedySearchOutput(ModelOutput):
+    """`sequences` (B, L), prompt included, filled with pad_token_id after the end."""
+
+    sequences: Any = None
+
+
+@dataclass
+class FlaxSampleOutput(ModelOutput):
+    """`sequences` (B, L), prompt included, filled with pad_token_id after the end."""
+
+    sequences: Any = None
+
+
+@dataclass
+class FlaxBeamSearchOutput(ModelOutput):
+    """`sequences` (B, L), prompt included, filled with pad_token_id after the end; `scores` (B,) of the texts."""
+
+    sequences: Any = None
+    scores: Any = None
+
+
 # The documented names of older releases.
 GreedySearchDecoderOnlyOutput = GenerateDecoderOnlyOutput
 SampleDecoderOnlyOutput = GenerateDecoderOnlyOutput

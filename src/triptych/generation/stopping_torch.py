@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triptych.generation.logits_torch import require_int, require_number
+from triptych.generation.checks import require_int, require_number
 
 
 class StoppingCriteria:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from triptych.generation.logits_torch import INF, LogitsWarper, require_int, require_number
+from triptych.generation.checks import INF, require_int, require_number
+from triptych.generation.logits_torch import LogitsWarper
 
 
 @dataclass(frozen=True, slots=True)
