@@ -291,6 +291,7 @@ def main(
     )
     trainer.fit(training, DataLoader(Scenes(processor, batch_size, seed), batch_size=None), ckpt_path="last")
 
+    training.model.generation_config.pad_token_id = tokenizer.pad_token_id
     training.model.half().save_pretrained(out)
     processor.save_pretrained(out)
     draw(out / "logs", ("answers", "kind", "top"), out / "loss.png", "cross-entropy (nats)")

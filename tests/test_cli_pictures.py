@@ -91,6 +91,32 @@ def test_locate_gives_the_box_and_the_picture_with_its_frame(run, picture, drawn
     assert line == "blue square: " + ", ".join(f"{side} {box[side]:g}" for side in wanted) + "\n"
 
 
+def test_locate_says_when_the_answer_was_cut_off(run, picture):
+    assert "cut off" in run("locate", picture, "blue square", "-n", 3).err
+    assert not run("locate", picture, "blue square").err
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_that_the_camera_held_otherwise_is_looked_at_upright(run, drawn, tmp_path, orientation):
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = drawn.transpose(turns[orientation]) if orientation > 1 else drawn
+    stored.save(tmp_path / "held.png", exif=exif)
+    (told,) = json.loads(run("locate", tmp_path / "held.png", "red circle", "--json").out)["pictures"]
+    assert (told["width"], told["height"]) == drawn.size
+    assert abs(told["boxes"][0]["left"] - 5 * CIRCLE[1]) <= 30
+    assert abs(told["boxes"][0]["top"] - 5 * CIRCLE[0]) <= 30
+
+
 def test_locate_says_when_there_is_nothing(run, picture):
     assert run("locate", picture, "yellow star").out == "no yellow star found\n"
     assert json.loads(run("locate", picture, "yellow star", "--json").out)["pictures"][0]["boxes"] == []
@@ -108,7 +134,9 @@ def test_pictures_of_several_are_written_to_a_folder(run, picture, drawn, tmp_pa
         (("caption", "nowhere.png"), 1, "nowhere.png"),
         (("caption", "text.txt"), 1, "text.txt"),
         (("caption", "cut.png"), 1, "cut.png"),
-        (("caption", "drawn.png", "--model", "triptych/tales-neo"), 1, "preprocessor_config.json"),
+        (("caption", "drawn.png", "--model", "triptych/tales-neo"), 2, "gpt_neo"),
+        (("caption", "drawn.png", "--model", "triptych/shape-fuyu"), 1, "triptych/shapes-fuyu, triptych/tales-gpt"),
+        (("locate", "drawn.png", "red circle", "--out", "drawn.png"), 2, "overwrite"),
         (("caption", "drawn.png", "<box>1, 2</box>"), 1, "<box>1, 2</box>"),
         (("caption", "drawn.png", "<box>1, 2, 3, 9999</box>"), 1, "9999"),
         (("caption", "drawn.png", "-n", "0"), 2, "max-new-tokens"),

@@ -133,7 +133,7 @@ def test_further_columns_are_given_when_asked_for(small):
     assert "attention_mask" not in found
     assert found.length.tolist() == [6, 11]
     assert found.special_tokens_mask.tolist() == [[1] * 5 + [1, 1, 1, 0, 0, 1], [1] * 9 + [0, 1]]
-    assert found.token_type_ids.shape == (2, 11)
+    assert found.token_type_ids.tolist() == [[0] * 11] * 2
 
 
 def test_special_tokens_may_be_left_out(small):

@@ -366,6 +366,34 @@ def test_what_is_wrong_with_a_model_is_said(data, problem, folder):
         LlamaTokenizerFast.from_pretrained(folder)
 
 
+def field(number, data):
+    size = len(data)
+    return bytes([number << 3 | 2, size & 127 | 128, size >> 7 & 127 | 128, size >> 14]) + data
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_a_piece_far_too_long_is_refused(folder, kind):
+    longest, too_long = (field(1, field(1, size * b"a")) for size in (2**12, 2**12 + 1))
+    start = UNKNOWN_PIECE + field(2, bytes([0x18, kind]))
+    assert len(sentencepiece_model.parse(start + longest, "it").pieces) == 2
+    (folder / "tokenizer.model").write_bytes(start + too_long)
+    with pytest.raises(InvalidFileError, match="at most 4,096 characters, and one has 4,097"):
+        LlamaTokenizerFast.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("character", ["a", '"', "\\", "é", '\\"'])
+def test_a_unigram_of_the_engine_with_a_piece_far_too_long_is_refused(tmp_path, character):
+    model = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", 0.0]]}
+    path = tmp_path / "tokenizer.json"
+    for size in (2**12, 2**12 + 1):
+        model["vocab"][1][0] = (size * character)[:size]
+        path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+        if size == 2**12:
+            assert len(PreTrainedTokenizerFast(tokenizer_file=path)) == 2
+    with pytest.raises(InvalidFileError, match="at most 4,096 characters, and one has 4,097"):
+        PreTrainedTokenizerFast(tokenizer_file=path)
+
+
 @both
 @pytest.mark.parametrize(
     "data",

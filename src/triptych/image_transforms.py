@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 
+SAY_ORIENTATION = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # in a picture's info
 ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 WHITE = 255
 # What pictures come in. Pillow reads more; for PostScript, whatever the file is called, it starts Ghostscript.
@@ -153,7 +154,12 @@ def _upright(picture: "PillowImage.Image") -> "PillowImage.Image":
         7: method.TRANSVERSE,
         8: method.ROTATE_90,
     }
-    return picture.transpose(turns[turned]) if turned in turns else picture
+    if turned not in turns:
+        return picture
+    upright: PillowImage.Image = picture.transpose(turns[turned])
+    # Else the orientation would stay with the picture, and whoever reads it would turn it again.
+    upright.info = {name: value for name, value in upright.info.items() if name not in SAY_ORIENTATION}
+    return upright
 
 
 def _eight_bits(values: Array, name: str) -> Array:

@@ -49,7 +49,9 @@ def locate(
     facts = []
     for picture, target in zip(found, targets, strict=True):
         question = prompt.replace("{}", what).rstrip("\n") + "\n"
-        answer, _ = looker.ask(picture, question, max_new_tokens=max_new_tokens, do_sample=False)
+        answer, count = looker.ask(picture, question, max_new_tokens=max_new_tokens, do_sample=False)
+        if count == max_new_tokens:
+            typer.secho(f"The answer about {picture.name} was cut off. Raise --max-new-tokens.", err=True)
         boxes = [place.values for place in places(answer) if place.kind.name == "box"]
         if target is not None:
             _save(framed(picture.image, boxes), target)
@@ -94,7 +96,10 @@ def _targets(out: Path | None, found: list[pictures.Picture]) -> list[Path | Non
             raise typer.BadParameter("Pictures of one name would overwrite each other in --out. Rename one of them.")
         return list(targets)
     if out.suffix.lower() not in pictures.ENDINGS:
-        raise typer.BadParameter(f"--out must end in one of {', '.join(sorted(pictures.ENDINGS))}; got {out}.")
+        endings = ", ".join(sorted(pictures.ENDINGS))
+        raise typer.BadParameter(f"--out must be a folder that there is, or end in one of {endings}; got {out}.")
+    if out.resolve() in [Path(picture.name).resolve() for picture in found]:
+        raise typer.BadParameter(f"--out would overwrite the picture {out}. Give another name.")
     return [out]
 
 

@@ -56,10 +56,15 @@ class Looker:
     """A Fuyu and its processor, ready to be asked about pictures."""
 
     def __init__(self, model: str, device: str, dtype: str) -> None:
-        from triptych import FuyuForCausalLM, FuyuProcessor
+        from triptych import AutoConfig, FuyuConfig, FuyuForCausalLM, FuyuProcessor
         from triptych.cli.device import device_named
 
         place = device_named(device)
+        family = AutoConfig.from_pretrained(model).model_type
+        if family != FuyuConfig.model_type:
+            raise typer.BadParameter(
+                f"--model must be a Fuyu, which reads pictures; {model} is of the family {family!r}."
+            )
         self.processor: FuyuProcessor = FuyuProcessor.from_pretrained(model)
         network: FuyuForCausalLM = FuyuForCausalLM.from_pretrained(model, torch_dtype=dtype, low_cpu_mem_usage=True)
         self.network = network.to(place)

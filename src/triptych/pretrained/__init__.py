@@ -5,6 +5,8 @@ AutoModelForCausalLM.from_pretrained("triptych/tales-neo")
 
 from pathlib import Path
 
+from triptych.errors import MissingFileError
+
 OWNER = "triptych"
 DEFAULT = f"{OWNER}/tales-neo"
 _HERE = Path(__file__).parent
@@ -16,5 +18,12 @@ def names() -> list[str]:
 
 
 def folder(name: str) -> Path | None:
-    """The folder of a model in the box; None for any other name."""
-    return _HERE / name.partition("/")[2] if name in names() else None
+    """The folder of a model in the box; None for a name that is not of theirs.
+
+    Raises: MissingFileError for a name of their owner's that none of them has, which no hub is asked for.
+    """
+    if name in names():
+        return _HERE / name.partition("/")[2]
+    if name.startswith(f"{OWNER}/"):
+        raise MissingFileError(f"The models in the box are {', '.join(names())}; got {name}.")
+    return None

@@ -1,5 +1,6 @@
 """The engine of the fast tokenizers, a `tokenizers.Tokenizer`, and its file."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from triptych.errors import InvalidFileError, MissingFileError
+from triptych.tokenization.vocabulary import MAX_PIECE
 
 
 def read(path: str | os.PathLike[str]) -> Tokenizer:
@@ -17,11 +19,28 @@ def read(path: str | os.PathLike[str]) -> Tokenizer:
     if not Path(path).is_file():
         raise MissingFileError(f"The tokenizer's file {os.fspath(path)} does not exist. Check the path.")
     try:
+        _check_pieces(Path(path).read_bytes())
         return Tokenizer.from_file(os.fspath(path))
     except Exception as error:  # the library raises no narrower class
         raise InvalidFileError(
             f"{os.fspath(path)} is no tokenizer.json: {error}. Repair the file or fetch it again."
         ) from error
+
+
+def _check_pieces(data: bytes) -> None:
+    """See that no piece of a Unigram is so long that the engine, which goes into it by recursion, ends the process.
+
+    JSON is read only where a text may be that long, as all else would take as long as the engine itself.
+    """
+    if max(map(len, data.replace(b'\\"', b"..").split(b'"'))) <= MAX_PIECE:
+        return
+    model = json.loads(data)["model"]
+    vocabulary = model.get("vocab")
+    if (
+        isinstance(vocabulary, list)
+        and (longest := max((len(piece) for piece, _ in vocabulary), default=0)) > MAX_PIECE
+    ):
+        raise ValueError(f"a piece has at most {MAX_PIECE:,} characters, and one has {longest:,}")
 
 
 def stored_settings(backend: Tokenizer) -> dict[str, Any]:

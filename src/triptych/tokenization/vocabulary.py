@@ -11,6 +11,7 @@ from triptych.errors import InvalidFileError, MissingFileError
 from triptych.files import read_json, staged_folder
 
 Merges = list[tuple[str, str]]
+MAX_PIECE = 2**12  # characters; SentencePiece makes 16 by default, and some 10**5 end the process of the engine
 VERSION_LINE = "#version: 0.2"
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from triptych.errors import InvalidFileError, MissingFileError
+from triptych.tokenization.vocabulary import MAX_PIECE
 
 MAX_BYTES = 2**28  # fifty times the largest vocabulary known
 
@@ -107,6 +108,8 @@ def _check(model: SentencePieceModel) -> None:
         last = {piece: token_id for token_id, piece in enumerate(model.pieces)}
         double = next(piece for token_id, piece in enumerate(model.pieces) if last[piece] != token_id)
         raise _DamageError(f"its pieces must differ, and {double!r} is there twice")
+    if (longest := max(map(len, model.pieces))) > MAX_PIECE:
+        raise _DamageError(f"a piece has at most {MAX_PIECE:,} characters, and one has {longest:,}")
     if not all(map(math.isfinite, model.scores)):
         raise _DamageError("the score of each piece must be a finite number")
     if model.kind not in ("unigram", "bpe"):
