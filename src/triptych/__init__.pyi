@@ -14,6 +14,7 @@ from .auto import (
 )
 from .configuration import PretrainedConfig as PretrainedConfig
 from .generation.configuration import GenerationConfig as GenerationConfig
+from .generation.grammar_torch import GrammarLogitsProcessor as GrammarLogitsProcessor
 from .generation.logits_torch import (
     EncoderNoRepeatNGramLogitsProcessor as EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor as EncoderRepetitionPenaltyLogitsProcessor,
@@ -63,6 +64,12 @@ from .generation.warpers_torch import (
     TopKLogitsWarper as TopKLogitsWarper,
     TopPLogitsWarper as TopPLogitsWarper,
     TypicalLogitsWarper as TypicalLogitsWarper,
+)
+from .generation.watermarking import WatermarkingConfig as WatermarkingConfig
+from .generation.watermarking_torch import (
+    WatermarkDetector as WatermarkDetector,
+    WatermarkDetectorOutput as WatermarkDetectorOutput,
+    WatermarkLogitsProcessor as WatermarkLogitsProcessor,
 )
 from .modeling_flax import FlaxPreTrainedModel as FlaxPreTrainedModel
 from .modeling_torch import PreTrainedModel as PreTrainedModel

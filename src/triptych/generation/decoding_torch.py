@@ -49,8 +49,8 @@ def generate(
     Without a mask, pad tokens count as padding unless they also end texts. A prompt of `inputs_embeds` alone leaves
     bos and the new ids in the result; without any prompt generation starts from bos.
 
-    `stop_strings` needs `tokenizer=`. `streamer.put` gets the prompt and then each new token, and `streamer.end` is
-    called whatever happens.
+    `stop_strings`, `json_schema` and `regex` need `tokenizer=`. `streamer.put` gets the prompt and then each new token,
+    and `streamer.end` is called whatever happens.
 
     Returns: ids (B * num_return_sequences, T), prompt included, each row filled with pad_token_id after its end; with
         `return_dict_in_generate` a GenerateDecoderOnlyOutput.
@@ -75,7 +75,7 @@ def generate(
             feed = Feed(model, prompt, room, options)
             all_ids = prompt.ids.repeat_interleave(options.num_return_sequences, dim=0)
             _settle_padding(options, len(all_ids), model.config.vocab_size)
-            call = pipeline_torch.Call(options, all_ids, prefix_allowed_tokens_fn, tokenizer)
+            call = pipeline_torch.Call(options, all_ids, prefix_allowed_tokens_fn, tokenizer, model.config.vocab_size)
             transforms = pipeline_torch.transforms(call, logits_processor)
             criteria = pipeline_torch.criteria(call, stopping_criteria)
             return _decode(feed, all_ids, options, transforms, criteria, streamer)
