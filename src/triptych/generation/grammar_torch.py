@@ -23,7 +23,7 @@ class GrammarLogitsProcessor(LogitsProcessor):
     `prompt_length` tokens. What may follow depends on a row's ids alone, so rows may be beams, change places or go
     back. A text that `max_new_tokens` cuts off is the beginning of one that follows the grammar.
 
-    Raises: ValueError or TypeError for a grammar that cannot be read, or without a tokenizer or an end; ImportError when
+    Raises: ValueError or TypeError for a grammar that cannot be read, or without tokenizer or end; ImportError when
         llguidance is missing.
     """
 
