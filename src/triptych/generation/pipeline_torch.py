@@ -26,7 +26,6 @@ class Call:
     prompt: Tensor
     prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None
     tokenizer: Any = None
-    vocab_size: int = 0
 
     @property
     def length(self) -> int:
@@ -118,7 +117,7 @@ PROCESSORS = (
         lambda o: o.forced_decoder_ids is not None,
         lambda c: logits.ForceTokensLogitsProcessor(c.o.forced_decoder_ids),
     ),
-    Row(lambda o: o.watermarking_config is not None, lambda c: watermark(c.o.watermarking_config, c.vocab_size)),
+    Row(lambda o: o.watermarking_config is not None, lambda c: watermark(c.o.watermarking_config)),
 )
 
 WARPERS = (

@@ -30,11 +30,12 @@ _CANDIDATES = 40  # self-hash asks of this many likeliest tokens whether they ar
 class WatermarkLogitsProcessor(LogitsProcessor):
     """Add `bias` to the scores of green tokens; see `WatermarkingConfig` for the settings.
 
-    Rows with fewer than `context_width` tokens are left as they are. `device` is accepted and plays no part.
+    `vocab_size` is that of the scores if not given; where it is less, the scores behind it are left as they are, as are
+    rows with fewer than `context_width` tokens. `device` is accepted and plays no part.
     Raises: ValueError for a setting out of its range.
     """
 
-    vocab_size: int
+    vocab_size: int | None = None
     device: Any = "cpu"
     greenlist_ratio: float = 0.25
     bias: float = 2.0
@@ -50,13 +51,14 @@ class WatermarkLogitsProcessor(LogitsProcessor):
         """The scores, green ones raised."""
         if input_ids.shape[1] < self.context_width:
             return scores
-        marks = _Marks(_config(self), self.vocab_size)
+        vocab_size = self.vocab_size or scores.shape[1]
+        marks = _Marks(_config(self), vocab_size)
         last = input_ids[:, -self.context_width :].cpu()
         if self.seeding_scheme == "lefthash":
             green = torch.stack([marks.green_list(seed) for seed in marks.seeds(last).tolist()])  # (B, V)
-            green = torch.nn.functional.pad(green, (0, scores.shape[1] - self.vocab_size)).to(scores.device)
+            green = torch.nn.functional.pad(green, (0, scores.shape[1] - vocab_size)).to(scores.device)
         else:
-            likely = scores.topk(min(_CANDIDATES, self.vocab_size), dim=1).indices.cpu()  # (B, K)
+            likely = scores[:, :vocab_size].topk(min(_CANDIDATES, vocab_size), dim=1).indices.cpu()  # (B, K)
             known = last[:, None, 1:].expand(-1, likely.shape[1], -1)
             runs = torch.cat([known, likely[..., None]], dim=-1)  # (B, K, W): what would end the text
             is_green = marks.are_green(runs.flatten(0, 1), likely.flatten()).view_as(likely)
@@ -69,12 +71,12 @@ def _config(processor: WatermarkLogitsProcessor) -> WatermarkingConfig:
     return WatermarkingConfig(**{name: getattr(processor, name) for name in names})
 
 
-def watermark(given: Any, vocab_size: int) -> WatermarkLogitsProcessor:
+def watermark(given: Any) -> WatermarkLogitsProcessor:
     """The transform that a `watermarking_config`, an object or a dict, asks for.
 
     Raises: TypeError or ValueError for settings that are none.
     """
-    return WatermarkLogitsProcessor(vocab_size, **settings(given).to_dict())
+    return WatermarkLogitsProcessor(**settings(given).to_dict())
 
 
 @dataclass(frozen=True)
