@@ -14,6 +14,7 @@ from .auto import (
 )
 from .configuration import PretrainedConfig as PretrainedConfig
 from .generation.configuration import GenerationConfig as GenerationConfig
+from .generation.explain_torch import ExplainedToken as ExplainedToken, explain as explain
 from .generation.grammar_torch import GrammarLogitsProcessor as GrammarLogitsProcessor
 from .generation.logits_torch import (
     EncoderNoRepeatNGramLogitsProcessor as EncoderNoRepeatNGramLogitsProcessor,

@@ -348,6 +348,11 @@ class PreTrainedModel(nn.Module):
         """How many tokens fit; None when there is no limit."""
         return self.config.max_position_embeddings  # type: ignore[no-any-return]
 
+    @property
+    def trained_positions(self) -> int | None:
+        """How many tokens the model was trained to read; past them it still runs, if `max_positions` allows it."""
+        return self.max_positions
+
     def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
         """An empty cache with room for `capacity` tokens of each row."""
         return KeyValueCache.reserved(self.config.num_hidden_layers, capacity)

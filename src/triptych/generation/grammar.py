@@ -8,12 +8,10 @@ Shapes: B rows, V vocabulary. No framework is imported here.
 """
 
 import json
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -56,6 +54,7 @@ def _sentencepiece(token: str) -> bytes:
     return b"" if token in _CONTROLS else token.replace("▁", " ").encode()
 
 
+PLAIN = Spelling(lambda vocabulary: True, str.encode)
 SPELLINGS = (  # the first that fits; the regular expressions of the edges are what decoding takes away
     Spelling(lambda vocabulary: "Ġ" in vocabulary, _byte_level),  # GPT-2
     Spelling(lambda vocabulary: any(map(_ends_word, vocabulary)), _word_ends, after=" ?"),  # OpenAI GPT
@@ -82,12 +81,13 @@ class Vocabulary:
     def __init__(self, tokenizer: Any, ends: Ids) -> None:
         library = frameworks.load("llguidance")
         tokens: dict[str, int] = tokenizer.get_vocab()
-        self.spelling = next((each for each in SPELLINGS if each.is_of(tokens)), None)
-        if self.spelling is None:
+        spelling = next((each for each in SPELLINGS if each.is_of(tokens)), None)
+        if spelling is None:
             raise ValueError(
                 f"A grammar needs a byte-level, a </w> or a sentencepiece vocabulary; that of "
                 f"{type(tokenizer).__name__} is none of them. Use prefix_allowed_tokens_fn."
             )
+        self.spelling = spelling
         silent = set(tokenizer.all_special_ids) | set(ends)
         self.tokens = [b""] * (max(*tokens.values(), *ends) + 1)
         for token, token_id in tokens.items():
@@ -170,6 +170,22 @@ def _from_lark(lark: str) -> str:
 KINDS: dict[str, Callable[[Any, Spelling], str]] = {"json_schema": _json_grammar, "regex": _regex_grammar}
 
 
+def check(json_schema: Any = None, regex: str | None = None) -> None:
+    """Refuse a grammar that cannot be read, before there is a model.
+
+    Raises: ValueError or TypeError saying why; ImportError when llguidance is missing.
+    """
+    kind, source = _the_one({"json_schema": json_schema, "regex": regex})
+    _check(KINDS[kind](source, PLAIN), kind)
+
+
+def _the_one(asked: Mapping[str, Any]) -> tuple[str, Any]:
+    given = {name: value for name, value in asked.items() if value is not None}
+    if len(given) != 1:
+        raise ValueError(f"Pass exactly one of {' and '.join(KINDS)}; got {' and '.join(given) or 'neither'}.")
+    return next(iter(given.items()))
+
+
 def _check(grammar: str, what: str) -> None:
     """Refuse a grammar that llguidance cannot read.
 
@@ -203,12 +219,9 @@ class Grammar:
     """
 
     def __init__(self, tokenizer: Any, ends: Ids, **asked: Any) -> None:
-        given = {name: value for name, value in asked.items() if value is not None}
-        if len(given) != 1:
-            raise ValueError(f"Pass exactly one of {' and '.join(KINDS)}; got {' and '.join(given) or 'neither'}.")
-        ((kind, source),) = given.items()
+        kind, source = _the_one(asked)
         vocabulary = vocabulary_of(tokenizer, ends)
-        grammar = KINDS[kind](source, vocabulary.spelling or SPELLINGS[0])
+        grammar = KINDS[kind](source, vocabulary.spelling)
         _check(grammar, kind)
         self._library = frameworks.load("llguidance")
         frameworks.load("llguidance.numpy")
@@ -281,16 +294,3 @@ class Grammar:
             self._states[ids] = state
             self._states.move_to_end(ids)
         return state
-
-
-def read_schema(path: str | os.PathLike[str]) -> dict[str, Any] | bool:
-    """The JSON schema in a file.
-
-    Raises: OSError when it cannot be read; ValueError naming the file when it is not JSON or no schema.
-    """
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        schema: dict[str, Any] | bool = json.loads(schema_text(text))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{os.fspath(path)} is no JSON schema. {error}") from error
-    return schema
