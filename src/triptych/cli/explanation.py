@@ -166,7 +166,7 @@ def _article(number: int, tokens: list["ExplainedToken"], count: int) -> str:
         broken = escape(readable(token.text)).replace("\n", '<i class="nl">↵</i>\n') or '<i class="nl">·</i>'
         spans.append(f'<span class="{kind}" data-at="{number},{place}" tabindex="0">{broken}</span>')
     value = perplexity(tokens)
-    note = "" if value is None else f"perplexity {value:.1f}: as if choosing among {value:.0f} equal words at each step"
+    note = "" if value is None else f"perplexity {value:.1f}: like choosing among {value:.1f} equally likely tokens"
     head = f"<h2>{number + 1}</h2>" if count > 1 else ""
     return f'<article>{head}<p class="text">{"".join(spans)}</p><p class="note">{note}</p></article>'
 

@@ -5,7 +5,7 @@ whose scores rise. Text that nobody marked holds as many green tokens as chance 
 number finds the mark. Kirchenbauer et al., 2023 (arXiv:2301.10226; self-hash: arXiv:2306.04634, algorithm 3). The lists
 are those of the later Transformers on a CPU; here they are shuffled on the CPU whatever the model's device.
 
-Shapes: B rows, T tokens, V vocabulary, W context_width.
+Shapes: B rows, T tokens, V vocabulary, W context_width, G green tokens.
 """
 
 from collections.abc import Mapping
@@ -55,15 +55,15 @@ class WatermarkLogitsProcessor(LogitsProcessor):
         marks = _Marks(_config(self), vocab_size)
         last = input_ids[:, -self.context_width :].cpu()
         if self.seeding_scheme == "lefthash":
-            green = torch.stack([marks.green_list(seed) for seed in marks.seeds(last).tolist()])  # (B, V)
-            green = torch.nn.functional.pad(green, (0, scores.shape[1] - vocab_size)).to(scores.device)
+            green = torch.stack([marks.green_list(seed) for seed in marks.seeds(last).tolist()])  # (B, G)
+            bias = scores.new_tensor(self.bias)
         else:
             likely = scores[:, :vocab_size].topk(min(_CANDIDATES, vocab_size), dim=1).indices.cpu()  # (B, K)
             known = last[:, None, 1:].expand(-1, likely.shape[1], -1)
             runs = torch.cat([known, likely[..., None]], dim=-1)  # (B, K, W): what would end the text
-            is_green = marks.are_green(runs.flatten(0, 1), likely.flatten()).view_as(likely)
-            green = torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, likely, is_green).to(scores.device)
-        return scores + self.bias * green.to(scores.dtype)
+            green = likely
+            bias = self.bias * marks.are_green(runs.flatten(0, 1), likely.flatten()).view_as(likely).to(scores)
+        return scores.scatter_add(1, green.to(scores.device), bias.expand(green.shape))
 
 
 def _config(processor: WatermarkLogitsProcessor) -> WatermarkingConfig:
@@ -101,7 +101,7 @@ class _Marks:
         return (key * each * last).amin(dim=1)
 
     def green_list(self, seed: int) -> Tensor:
-        """Which tokens a seed makes green, (V,) bool."""
+        """The tokens that a seed makes green, (G,)."""
         return _green_list(seed, self.vocab_size, self.green_count)
 
     def are_green(self, runs: Tensor, tokens: Tensor) -> Tensor:
@@ -113,7 +113,8 @@ class _Marks:
         seeds, which = torch.unique(self.seeds(runs), return_inverse=True)
         order = which.argsort(stable=True)
         for seed, places in zip(seeds.tolist(), order.split(which.bincount().tolist()), strict=True):
-            green[places] = self.green_list(seed)[tokens[places]]
+            among = torch.zeros(self.vocab_size, dtype=torch.bool).index_fill_(0, self.green_list(seed), True)
+            green[places] = among[tokens[places]]
         return green
 
 
@@ -122,10 +123,10 @@ def _table(key: int) -> Tensor:
     return torch.randperm(_TABLE, generator=torch.Generator().manual_seed(key))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _green_list(seed: int, vocab_size: int, count: int) -> Tensor:
-    shuffled = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(seed % (2**64 - 1)))
-    return torch.zeros(vocab_size, dtype=torch.bool).index_fill_(0, shuffled[:count], True)
+    generator = torch.Generator().manual_seed(seed % (2**64 - 1))
+    return torch.randperm(vocab_size, generator=generator)[:count].clone()  # not all of it is kept
 
 
 # -- finding it ------------------------------------------------------------------------------------------------------
