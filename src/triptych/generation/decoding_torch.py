@@ -16,7 +16,7 @@ from triptych.generation import pipeline_torch, sampling_torch
 from triptych.generation.checks import as_ids, require_int
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.feed_torch import Feed
-from triptych.generation.lengths import settle_length, tell_of_untrained
+from triptych.generation.lengths import settle_length
 from triptych.generation.options import check_token_ids, notice, refuse_unsupported_arguments, resolve
 from triptych.generation.outputs import GenerateDecoderOnlyOutput
 from triptych.generation.prompt_torch import read_prompt
@@ -72,7 +72,6 @@ def generate(
         require_int("num_return_sequences", options.num_return_sequences, 1)
         prompt = read_prompt(model, ids, request)
         room = settle_length(request, prompt, model.max_positions)
-        tell_of_untrained(prompt.width, model.trained_positions)
         with torch.no_grad():
             feed = Feed(model, prompt, room, options)
             all_ids = prompt.ids.repeat_interleave(options.num_return_sequences, dim=0)

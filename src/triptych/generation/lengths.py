@@ -52,15 +52,6 @@ def settle_length(request: Request, prompt: Prompt, max_positions: int | None) -
     return int(options.max_length - length)
 
 
-def tell_of_untrained(width: int, trained_positions: int | None) -> None:
-    """Warn of a prompt of `width` tokens that is longer than the model was trained to read, where it still runs."""
-    if trained_positions is not None and width > trained_positions:
-        notice(
-            f"The prompt has {width} tokens, more than the {trained_positions} that the model was trained on, and what "
-            "it writes past them is seldom sense. Shorten the prompt, or set rope_scaling in the configuration."
-        )
-
-
 def _no_room(max_length: int, length: int, asked: bool) -> None:
     message = (
         f"max_length={max_length} counts the prompt, which has {length} tokens, so there is no room for a new one. "
