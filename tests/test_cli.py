@@ -68,6 +68,7 @@ def test_inspect_tells_the_facts_of_the_model_in_the_box(run):
         (("generate", "Hi", "--stop", ""), 1, "--stop"),
         (("generate", "Hi", "--model", "triptych/shapes-fuyu"), 2, "caption"),
         (("generate", "Hi", "--html", "/no/such/folder/page.html"), 2, "--html"),
+        (("generate", "Hi", "--html", "/"), 2, "is a folder"),
         (("generate", "Hi", "--regex", "a(b"), 1, "--regex 'a(b'"),
         (("generate", "Hi", "--json-schema", "/no/such/schema.json"), 1, "/no/such/schema.json"),
         (("generate", "Hi", "--json-schema", "x", "--regex", "a"), 2, "not both"),

@@ -37,14 +37,14 @@ def generate(
     greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token; no chance.")] = False,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", "-t", help="Below 1 is safer, above 1 is wilder.", show_default="0.7"),
+        typer.Option("--temperature", "-t", help="Below 1 is safer, above 1 is wilder; 0.7 if not given."),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Choose among the k likeliest tokens; 0 for all.", show_default="0")
+        int | None, typer.Option(help="Choose among the k likeliest tokens; all if not given, or 0.")
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Choose among the likeliest tokens whose chances add up to p.", show_default="0.9"),
+        typer.Option(help="Choose among the likeliest tokens whose chances add up to p; 0.9 if not given."),
     ] = None,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 repeats less.")] = 1.0,
     no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="Write no run of n tokens twice; 0 allows it.")] = 0,
@@ -68,25 +68,15 @@ def generate(
 ) -> None:
     """Continue a prompt with a language model, printed as it is written."""
     text = prompt if prompt is not None else _from_pipe()
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    options: dict[str, Any] = {
-        "do_sample": not greedy,
-        "repetition_penalty": repetition_penalty,
-        "no_repeat_ngram_size": no_repeat_ngram_size,
-        "num_return_sequences": samples,
-        "max_time": max_time,
-    }
-    if greedy:
-        several = samples if samples > 1 else None
-        _refuse_chance({**sampling, "samples": several})
-    else:
-        options |= {name: DEFAULTS[name] if value is None else value for name, value in sampling.items()}
-    if stop:
-        options["stop_strings"] = stop
+    options = _choice(greedy, samples, {"temperature": temperature, "top_k": top_k, "top_p": top_p})
+    options |= {"repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size}
+    options |= {"max_time": max_time, "stop_strings": stop or None}
     grammar = _grammar(json_schema, regex)
     options |= grammar
     if html is not None:
         require_folder(html.parent, "--html")
+        if html.is_dir():
+            raise typer.BadParameter(f"--html names the file to write, and {html} is a folder. Try {html}/page.html.")
     with errors_in_flags():
         _refuse_model(model)
         _check(options)
@@ -157,12 +147,16 @@ def generate(
     if explain:
         explanation.show(texts)
     elif not streamed:
-        for number, completion in enumerate(written, 1):
-            if samples > 1:
-                typer.secho(f"[{number}]", dim=True)
-            _show_prompt(text)
-            typer.echo(completion)
+        _show_all(text, written)
     _tell(facts)
+
+
+def _show_all(prompt: str, completions: list[str]) -> None:
+    for number, completion in enumerate(completions, 1):
+        if len(completions) > 1:
+            typer.secho(f"[{number}]", dim=True)
+        _show_prompt(prompt)
+        typer.echo(completion)
 
 
 def _tell(facts: dict[str, Any]) -> None:
@@ -177,9 +171,18 @@ def _tell(facts: dict[str, Any]) -> None:
         typer.secho(speed if facts["seed"] is None else f"{speed}, seed {facts['seed']}", dim=True, err=True)
 
 
-def _refuse_chance(given: dict[str, Any]) -> None:
+def _choice(greedy: bool, samples: int, given: dict[str, Any]) -> dict[str, Any]:
+    """The options of how tokens are chosen; `given` are those of sampling, None where they were not.
+
+    Raises: typer.BadParameter for options of sampling beside --greedy.
+    """
+    if not greedy:
+        chance = {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
+        return {"do_sample": True, "num_return_sequences": samples, **chance}
     named = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
+    named["--samples"] = samples if samples > 1 else None
     refuse_with("--greedy", "always takes the likeliest token", named)
+    return {"do_sample": False}
 
 
 def _grammar(json_schema: Path | None, regex: str | None) -> dict[str, Any]:
