@@ -74,7 +74,8 @@ def read_prompt(model: Any, ids: Any, request: Request) -> Prompt:
             raise ValueError(f"{name} must have the prompt's shape {(rows, width)}; got {tuple(value.shape)}.")
     if past is not None:
         _check_past(past, rows, width, embeds)
-    _tell_of_untrained(width, model.trained_positions)
+    if model.max_positions is None:  # else what does not fit is refused
+        _tell_of_untrained(width, model.trained_positions)
     return Prompt(
         ids=ids,
         embeds=embeds,
