@@ -17,6 +17,8 @@ from .auto import (
 )
 from .configuration import PretrainedConfig as PretrainedConfig
 from .generation.configuration import GenerationConfig as GenerationConfig
+from .generation.explain_torch import ExplainedToken as ExplainedToken, explain as explain
+from .generation.grammar_torch import GrammarLogitsProcessor as GrammarLogitsProcessor
 from .generation.logits_torch import (
     EncoderNoRepeatNGramLogitsProcessor as EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor as EncoderRepetitionPenaltyLogitsProcessor,
@@ -66,6 +68,12 @@ from .generation.warpers_torch import (
     TopKLogitsWarper as TopKLogitsWarper,
     TopPLogitsWarper as TopPLogitsWarper,
     TypicalLogitsWarper as TypicalLogitsWarper,
+)
+from .generation.watermarking import WatermarkingConfig as WatermarkingConfig
+from .generation.watermarking_torch import (
+    WatermarkDetector as WatermarkDetector,
+    WatermarkDetectorOutput as WatermarkDetectorOutput,
+    WatermarkLogitsProcessor as WatermarkLogitsProcessor,
 )
 from .modeling_flax import FlaxPreTrainedModel as FlaxPreTrainedModel
 from .modeling_tf import TFPreTrainedModel as TFPreTrainedModel

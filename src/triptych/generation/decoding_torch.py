@@ -50,8 +50,8 @@ def generate(
     Without a mask, pad tokens count as padding unless they also end texts. A prompt of `inputs_embeds` alone leaves
     bos and the new ids in the result; without any prompt generation starts from bos.
 
-    `stop_strings` needs `tokenizer=`. `streamer.put` gets the prompt and then each new token, and `streamer.end` is
-    called whatever happens.
+    `stop_strings`, `json_schema` and `regex` need `tokenizer=`. `streamer.put` gets the prompt and then each new token,
+    and `streamer.end` is called whatever happens.
 
     Returns: ids (B * num_return_sequences, T), prompt included, each row filled with pad_token_id after its end; with
         `return_dict_in_generate` a GenerateDecoderOnlyOutput.
