@@ -205,7 +205,7 @@ class ConstraintListState:
         """How far the text has come: `max_seqlen` for each completed constraint, and the steps into the one begun."""
         begun = self.inprogress_constraint
         steps = 0 if begun is None else self.max_seqlen - begun.remaining()
-        return len(self.complete_constraints) * self.max_seqlen + steps
+        return int(len(self.complete_constraints) * self.max_seqlen + steps)
 
     def advance(self) -> list[int] | None:
         """The tokens that take the text further: of the constraint begun, else of all pending ones; None if none do."""
