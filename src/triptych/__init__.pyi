@@ -27,6 +27,7 @@ from .generation.logits_torch import (
     ForcedBOSTokenLogitsProcessor as ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor as ForcedEOSTokenLogitsProcessor,
     ForceTokensLogitsProcessor as ForceTokensLogitsProcessor,
+    HammingDiversityLogitsProcessor as HammingDiversityLogitsProcessor,
     InfNanRemoveLogitsProcessor as InfNanRemoveLogitsProcessor,
     LogitNormalization as LogitNormalization,
     LogitsProcessor as LogitsProcessor,
@@ -68,6 +69,7 @@ from .generation.streamers import (
 from .generation.warpers_torch import (
     EpsilonLogitsWarper as EpsilonLogitsWarper,
     EtaLogitsWarper as EtaLogitsWarper,
+    MinPLogitsWarper as MinPLogitsWarper,
     TemperatureLogitsWarper as TemperatureLogitsWarper,
     TopKLogitsWarper as TopKLogitsWarper,
     TopPLogitsWarper as TopPLogitsWarper,

@@ -1,7 +1,7 @@
 """`GenerationConfig`: the options of `generate` as an object and as `generation_config.json`.
 
-Names and defaults are those of the documented version (4.37); `stop_strings` is the one addition. The order below is
-the documented one: length, strategy, cache, logits, outputs, special tokens, encoder-decoder, assistance.
+Names and defaults are those of the documented version (4.37); `stop_strings`, `min_p` and `max_matching_ngram_size` are
+additions, named as in later versions. The order below is the documented one: length, strategy, cache, logits, outputs, special tokens, encoder-decoder, assistance.
 """
 
 import copy
@@ -18,7 +18,7 @@ from triptych.files import read_json, staged_folder
 GENERATION_CONFIG_NAME = "generation_config.json"
 
 # Options that mean something only when sampling, or only to beams.
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BEAMS_ONLY = ("early_stopping", "num_beam_groups", "diversity_penalty", "length_penalty", "constraints")
 # Arguments of `generate` that are objects of one call, not settings.
 CALL_ARGUMENTS = (
@@ -59,6 +59,7 @@ class GenerationConfig:
     temperature: float | None = 1.0
     top_k: int | None = 50
     top_p: float | None = 1.0
+    min_p: float | None = None
     typical_p: float | None = 1.0
     epsilon_cutoff: float | None = 0.0
     eta_cutoff: float | None = 0.0
@@ -98,6 +99,7 @@ class GenerationConfig:
     num_assistant_tokens: int = 5
     num_assistant_tokens_schedule: str = "heuristic"
     prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
 
     generation_kwargs: dict[str, Any]
 
