@@ -88,7 +88,6 @@ def idle_model(model: GPTNeoForCausalLM) -> GPTNeoForCausalLM:
         ({"exponential_decay_length_penalty": (3, 1.1), "eos_token_id": None}, ValueError, "eos_token_id"),
         ({"inputs_embeds": torch.zeros(2, 3, 8)}, ValueError, "inputs_embeds"),
         ({"max_time": -1.0}, ValueError, "max_time"),
-        ({"num_beams": 4}, ValueError, "greedy decoding and sampling; beam search is not supported yet.*num_beams"),
         ({"penalty_alpha": 0.6, "top_k": 4}, ValueError, "contrastive search is not supported.*penalty_alpha"),
         ({"constraints": [1], "num_beams": 2}, ValueError, "constrained search"),
         ({"force_words_ids": [[1]]}, ValueError, "constrained search"),

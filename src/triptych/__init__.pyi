@@ -14,6 +14,12 @@ from .auto import (
 )
 from .configuration import PretrainedConfig as PretrainedConfig
 from .generation.configuration import GenerationConfig as GenerationConfig
+from .generation.constraints import (
+    Constraint as Constraint,
+    ConstraintListState as ConstraintListState,
+    DisjunctiveConstraint as DisjunctiveConstraint,
+    PhrasalConstraint as PhrasalConstraint,
+)
 from .generation.logits_torch import (
     EncoderNoRepeatNGramLogitsProcessor as EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor as EncoderRepetitionPenaltyLogitsProcessor,
@@ -38,9 +44,12 @@ from .generation.logits_torch import (
     SuppressTokensLogitsProcessor as SuppressTokensLogitsProcessor,
 )
 from .generation.outputs import (
+    BeamSampleDecoderOnlyOutput as BeamSampleDecoderOnlyOutput,
+    BeamSearchDecoderOnlyOutput as BeamSearchDecoderOnlyOutput,
     FlaxBeamSearchOutput as FlaxBeamSearchOutput,
     FlaxGreedySearchOutput as FlaxGreedySearchOutput,
     FlaxSampleOutput as FlaxSampleOutput,
+    GenerateBeamDecoderOnlyOutput as GenerateBeamDecoderOnlyOutput,
     GenerateDecoderOnlyOutput as GenerateDecoderOnlyOutput,
     GreedySearchDecoderOnlyOutput as GreedySearchDecoderOnlyOutput,
     SampleDecoderOnlyOutput as SampleDecoderOnlyOutput,

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from triptych.generation import pipeline_torch, sampling_torch
+from triptych.generation import beams_torch, pipeline_torch, sampling_torch
+from triptych.generation.beam_checks import check_beams
 from triptych.generation.checks import as_ids, require_int
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.feed_torch import Feed
 from triptych.generation.lengths import settle_length
 from triptych.generation.options import check_token_ids, notice, refuse_unsupported_arguments, resolve
-from triptych.generation.outputs import GenerateDecoderOnlyOutput
+from triptych.generation.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from triptych.generation.prompt_torch import read_prompt
 from triptych.generation.run_torch import Run
 
@@ -39,7 +40,7 @@ def generate(
     negative_prompt_ids: Tensor | None = None,
     negative_prompt_attention_mask: Tensor | None = None,
     **kwargs: Any,
-) -> Tensor | GenerateDecoderOnlyOutput:
+) -> Tensor | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
     """Continue each row of the prompt `inputs` (B, N), greedily or, with do_sample=True, by sampling.
 
     Keyword arguments are options (see `GenerationConfig`) or inputs of the model. They win over `generation_config`,
@@ -72,10 +73,12 @@ def generate(
         require_int("num_return_sequences", options.num_return_sequences, 1)
         prompt = read_prompt(model, ids, request)
         room = settle_length(request, prompt, model.max_positions)
+        check_beams(options, room, streamer)
         with torch.no_grad():
-            feed = Feed(model, prompt, room, options)
-            all_ids = prompt.ids.repeat_interleave(options.num_return_sequences, dim=0)
-            _settle_padding(options, len(all_ids), model.config.vocab_size)
+            copies = options.num_beams if options.num_beams > 1 else options.num_return_sequences
+            feed = Feed(model, prompt, room, options, copies)
+            all_ids = prompt.ids.repeat_interleave(copies, dim=0)
+            _settle_padding(options, len(prompt.ids) * options.num_return_sequences, model.config.vocab_size)
             call = pipeline_torch.Call(options, all_ids, prefix_allowed_tokens_fn, tokenizer)
             run = Run(
                 feed=feed,
@@ -85,7 +88,7 @@ def generate(
                 criteria=pipeline_torch.criteria(call, stopping_criteria),
                 streamer=streamer,
             )
-            return sampling_torch.decode(run)
+            return beams_torch.decode(run) if options.num_beams > 1 else sampling_torch.decode(run)
     finally:
         if streamer is not None:
             streamer.end()

@@ -4,6 +4,7 @@ Everything that grows with the text (mask, positions, token types, cache) has it
 takes views. Shapes: B rows, N ids of the prompt, W its width in positions, T ids so far.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,11 +23,14 @@ class Feed:
     With several sequences per prompt the prompt is still fed once, and what it left is repeated.
     """
 
-    def __init__(self, model: "PreTrainedModel", prompt: Prompt, room: int, options: GenerationConfig) -> None:
+    def __init__(
+        self, model: "PreTrainedModel", prompt: Prompt, room: int, options: GenerationConfig, copies: int = 1
+    ) -> None:
         self.model = model
         self.cached = bool(options.use_cache) and model.decodes_with_cache
-        self.copies = options.num_return_sequences if self.cached else 1  # still to be made
-        self.prompt = prompt if self.cached else prompt.repeated(options.num_return_sequences)
+        self.copies = copies if self.cached else 1  # still to be made
+        self.prompt = prompt if self.cached else prompt.repeated(copies)
+        self.places: list[int] | None = None  # of the cache, one for each row of ids; None while they are in order
         self.mask = _extended_mask(self.prompt.mask, room)
         self.positions = _extended_positions(self.prompt.positions, self.mask, room)
         self.token_types = _extended(self.prompt.token_types, room)
@@ -48,6 +52,8 @@ class Feed:
         prompt = self.prompt
         if self.copies > 1:
             ids = prompt.ids  # once; the copies come after
+        elif self.places is not None:
+            ids = ids.index_select(0, self._index(inverse(self.places)))
         total = prompt.width + ids.shape[1] - prompt.ids.shape[1]
         new = slice(self.seen, total)
         inputs = self.always | (self.once if self.seen < prompt.width else {})
@@ -64,7 +70,33 @@ class Feed:
             out = self.model.next_token_logits(ids[:, ids.shape[1] - total + self.seen :], cache=self.cache, **inputs)
         if self.cached:
             self.cache, self.seen = out.cache, total
-        return self._copied(out) if self.copies > 1 else out
+        if self.copies > 1:
+            return self._copied(out)
+        return out if self.places is None else _picked(out, self._index(self.places))
+
+    def follow(self, parents: list[int]) -> None:
+        """From now on each row continues what the row `parents[row]` of the same prompt has been fed.
+
+        Only a row's second and further followers are copied, behind the prompt, to places that nobody follows.
+        """
+        if not self.cached:
+            return
+        if not self.model.forward_is_published:  # it may have kept what it was given
+            self.cache = self.cache.reorder(self._index(parents))
+            return
+        places = parents if self.places is None else [self.places[parent] for parent in parents]
+        self.places, copies = settled(places)
+        if copies:
+            self.cache.copy_rows(self._index(copies.values()), self._index(copies.keys()), self.prompt.width)
+        if self.places == sorted(self.places):
+            self.places = None
+
+    def in_order(self) -> Any:
+        """The cache, its rows in the order of the ids'."""
+        return self.cache if self.places is None else self.cache.reorder(self._index(self.places))
+
+    def _index(self, rows: Iterable[int]) -> Tensor:
+        return torch.tensor(list(rows), device=self.prompt.ids.device)
 
     def _embedded(self, new_ids: Tensor) -> Tensor:
         embeds = self.prompt.embeds
@@ -76,20 +108,48 @@ class Feed:
         """Repeat what the prompt left for each of its sequences."""
         rows = torch.arange(len(out.logits), device=out.logits.device).repeat_interleave(self.copies)
         self.copies = 1
-
-        def pick(value: Tensor) -> Tensor:
-            return value.index_select(0, rows)
-
         self.mask, self.positions, self.token_types = (
-            value if value is None else pick(value) for value in (self.mask, self.positions, self.token_types)
+            value if value is None else value.index_select(0, rows)
+            for value in (self.mask, self.positions, self.token_types)
         )
         self.cache = out.cache.reorder(rows) if out.cache is not None else None
-        return out._replace(
-            logits=pick(out.logits),
-            cache=self.cache,
-            hidden_states=None if out.hidden_states is None else tuple(map(pick, out.hidden_states)),
-            attentions=None if out.attentions is None else tuple(map(pick, out.attentions)),
-        )
+        return _picked(out, rows)._replace(cache=self.cache)
+
+
+def _picked(out: "NextToken", rows: Tensor) -> "NextToken":
+    """What the model gave out for `rows` (B',), in that order; the cache as it is."""
+
+    def pick(values: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+        return None if values is None else tuple(value.index_select(0, rows) for value in values)
+
+    return out._replace(
+        logits=out.logits.index_select(0, rows),
+        hidden_states=pick(out.hidden_states),
+        attentions=pick(out.attentions),
+    )
+
+
+def settled(wanted: list[int]) -> tuple[list[int], dict[int, int]]:
+    """A place for each row, given the place that it continues: that one for the first to want it, else an unwanted one.
+
+    Rows of a prompt want places of that prompt only, and get such. Returns also {place: the one to be copied there}.
+    """
+    free = iter(sorted(set(range(len(wanted))).difference(wanted)))
+    places: list[int] = []
+    copies: dict[int, int] = {}
+    taken: set[int] = set()
+    for place in wanted:
+        if place in taken:
+            copies[spare := next(free)] = place
+            place = spare
+        taken.add(place)
+        places.append(place)
+    return places, copies
+
+
+def inverse(places: list[int]) -> list[int]:
+    """The row at each place."""
+    return sorted(range(len(places)), key=places.__getitem__)
 
 
 _TRACES = ("output_attentions", "output_hidden_states")

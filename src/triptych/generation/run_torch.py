@@ -25,7 +25,7 @@ class Run:
     feed: Feed
     prompt: Tensor
     options: GenerationConfig
-    transforms: Callable[[Tensor, Tensor], Tensor]
+    transforms: Callable[..., Tensor]
     criteria: Callable[[Tensor, Any], bool | Tensor]
     streamer: Any = None
 
