@@ -25,12 +25,20 @@ _OutputClass = TypeVar("_OutputClass", bound=type[outputs.ModelOutput])
 
 
 class NextToken(NamedTuple):
-    """What a decoding step needs of a model: `logits` (B, V) of the last position, in float32, and the cache."""
+    """What a decoding step needs of a model: `logits` (B, V) of the last position, in float32, and the cache.
+
+    Of several positions, where `last` asked for them: (B, last, V).
+    """
 
     logits: Tensor
     cache: KeyValueCache | None
     hidden_states: tuple[Tensor, ...] | None
     attentions: tuple[Tensor, ...] | None
+
+
+def last_positions(x: Tensor, last: int | None) -> Tensor:
+    """The last position of (B, T, …), as (B, …); or the last `last` of them, as (B, last, …)."""
+    return x[:, -1] if last is None else x[:, -last:]
 
 
 class PreTrainedModel(nn.Module):

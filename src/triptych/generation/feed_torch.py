@@ -1,16 +1,19 @@
 """`Feed`: the model's side of decoding. It turns the ids so far into the next token's logits.
 
 Everything that grows with the text (mask, positions, token types, cache) has its full size from the start, and a step
-takes views. Shapes: B rows, N ids of the prompt, W its width in positions, T ids so far.
+takes views. Shapes: B rows, N ids of the prompt, W its width in positions, T ids so far, S positions in the cache,
+K alternatives.
 """
 
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.prompt_torch import Prompt
+from triptych.runtime.attention import AttentionMask
 
 if TYPE_CHECKING:
     from triptych.modeling_torch import NextToken, PreTrainedModel
@@ -20,13 +23,29 @@ class Feed:
     """Feeds a model the prompt once and then each new token; without a cache, everything every time.
 
     With several sequences per prompt the prompt is still fed once, and what it left is repeated.
+
+    A strategy that feeds more than the next token needs a cache: `ahead` is how many positions it looks ahead, and
+    then the cache is one that can be rewound, and the prompt is repeated before it is fed. `in_step` are the processes
+    that must all run their models as often (see `synchronising_torch`).
     """
 
-    def __init__(self, model: "PreTrainedModel", prompt: Prompt, room: int, options: GenerationConfig) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        prompt: Prompt,
+        room: int,
+        options: GenerationConfig,
+        *,
+        ahead: int = 0,
+        in_step: Any = None,
+    ) -> None:
         self.model = model
+        self.in_step = in_step
         self.cached = bool(options.use_cache) and model.decodes_with_cache
-        self.copies = options.num_return_sequences if self.cached else 1  # still to be made
-        self.prompt = prompt if self.cached else prompt.repeated(options.num_return_sequences)
+        late = self.cached and not ahead
+        self.copies = options.num_return_sequences if late else 1  # still to be made
+        self.prompt = prompt if late else prompt.repeated(options.num_return_sequences)
+        self.offset = prompt.width - prompt.ids.shape[1]  # positions less ids
         self.mask = _extended_mask(self.prompt.mask, room)
         self.positions = _extended_positions(self.prompt.positions, self.mask, room)
         self.token_types = _extended(self.prompt.token_types, room)
@@ -39,18 +58,29 @@ class Feed:
         self.seen = 0
         self.cache: Any = None
         if self.cached:
-            capacity = prompt.width + room - 1
-            self.cache = prompt.past if prompt.past is not None else model.new_cache(len(prompt.ids), capacity)
-            self.seen = 0 if prompt.past is None else prompt.past[0][0].shape[2]
+            capacity = prompt.width + room - 1 + ahead
+            past = self.prompt.past
+            self.cache = past if past is not None else model.new_cache(len(self.prompt.ids), capacity)
+            self.seen = 0 if past is None else past[0][0].shape[2]
 
-    def step(self, ids: Tensor) -> "NextToken":
-        """The next token's logits (B, V) after `ids` (B, T), which continue those of the step before."""
+    @property
+    def past(self) -> Any:
+        """The cache, as `generate` returns it; None without one."""
+        return self.cache
+
+    def step(self, ids: Tensor, last: int | None = None) -> "NextToken":
+        """The next token's logits (B, V) after `ids` (B, T), which continue those of the step before.
+
+        With `last`, those after each of the last `last` ids: (B, last, V).
+        """
         prompt = self.prompt
         if self.copies > 1:
             ids = prompt.ids  # once; the copies come after
-        total = prompt.width + ids.shape[1] - prompt.ids.shape[1]
+        total = ids.shape[1] + self.offset
         new = slice(self.seen, total)
         inputs = self.always | (self.once if self.seen < prompt.width else {})
+        if last is not None:
+            inputs["last"] = last
         if self.mask is not None:
             inputs["attention_mask"] = self.mask[:, :total]
         if self.positions is not None:
@@ -59,12 +89,70 @@ class Feed:
             inputs["token_type_ids"] = self.token_types[:, new]
         if prompt.embeds is not None and self.seen == 0:
             inputs["inputs_embeds"] = self._embedded(ids[:, prompt.ids.shape[1] :])
-            out = self.model.next_token_logits(None, cache=self.cache, **inputs)
+            out = self._run(None, inputs)
         else:
-            out = self.model.next_token_logits(ids[:, ids.shape[1] - total + self.seen :], cache=self.cache, **inputs)
+            out = self._run(ids[:, ids.shape[1] - total + self.seen :], inputs)
         if self.cached:
             self.cache, self.seen = out.cache, total
         return self._copied(out) if self.copies > 1 else out
+
+    def rewind(self, length: int) -> None:
+        """Take back what was fed behind the first `length` ids; those stay in the cache."""
+        if self.cached and length + self.offset < self.seen:
+            self.seen = length + self.offset
+            self.cache = self.cache.rewound(self.seen)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Go on with the rows named by `rows` (B',), in that order."""
+        self.mask, self.positions, self.token_types = (
+            value if value is None else value.index_select(0, rows)
+            for value in (self.mask, self.positions, self.token_types)
+        )
+        if self.cache is not None:
+            self.cache = self.cache.reorder(rows)
+
+    def branch(self, candidates: Tensor, *, one_by_one: bool = False) -> "NextToken":
+        """What would follow each of `candidates` (B, K) as the next token: logits (B, K, V) and the rest likewise.
+
+        The alternatives stand side by side behind one past, which is neither copied nor read K times, and each sees
+        that past and itself. `one_by_one` feeds them in turn, for less memory. `keep` chooses between them.
+        """
+        past, parts = self.seen, []
+        width = 1 if one_by_one else candidates.shape[1]
+        for first in range(0, candidates.shape[1], width):
+            part = candidates[:, first : first + width]
+            keys = past + first + part.shape[1]
+            padding = None if self.mask is None else F.pad(self.mask[:, :past], (0, keys - past), value=1) != 0
+            mask = AttentionMask(part.shape[1], keys, part.device, padding, shared=past)
+            inputs = self.always | {"attention_mask": mask, "last": part.shape[1]}
+            places = self.positions[:, past : past + 1] if self.positions is not None else part.new_full((1, 1), past)
+            inputs["position_ids"] = places.expand(-1, part.shape[1])
+            if self.token_types is not None:
+                inputs["token_type_ids"] = self.token_types[:, past : past + 1].expand_as(part)
+            out = self._run(part, inputs)
+            self.cache = out.cache
+            parts.append(out)
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def keep(self, chosen: Tensor, out: "NextToken") -> "NextToken":
+        """Of the alternatives of `branch`, which gave `out`, keep the one numbered by `chosen` (B,) in each row."""
+        past, rows = self.seen, torch.arange(len(chosen), device=chosen.device)
+        self.cache = self.cache.with_branch(past, chosen)
+        self.seen = past + 1
+        hidden, weights = out.hidden_states, out.attentions
+        columns = torch.arange(past + 1, device=chosen.device).repeat(len(chosen), 1)  # (B, S + 1)
+        columns[:, -1] += chosen
+        return out._replace(
+            logits=out.logits[rows, chosen],
+            cache=self.cache,
+            hidden_states=None if hidden is None else tuple(x[rows, chosen][:, None] for x in hidden),
+            attentions=None if weights is None else tuple(_of_branch(x[rows, :, chosen], columns) for x in weights),
+        )
+
+    def _run(self, ids: Tensor | None, inputs: dict[str, Any]) -> "NextToken":
+        if self.in_step is not None:
+            self.in_step.announce()
+        return self.model.next_token_logits(ids, cache=self.cache, **inputs)
 
     def _embedded(self, new_ids: Tensor) -> Tensor:
         embeds = self.prompt.embeds
@@ -76,14 +164,11 @@ class Feed:
         """Repeat what the prompt left for each of its sequences."""
         rows = torch.arange(len(out.logits), device=out.logits.device).repeat_interleave(self.copies)
         self.copies = 1
+        self.reorder(rows)
 
         def pick(value: Tensor) -> Tensor:
             return value.index_select(0, rows)
 
-        self.mask, self.positions, self.token_types = (
-            value if value is None else pick(value) for value in (self.mask, self.positions, self.token_types)
-        )
-        self.cache = out.cache.reorder(rows) if out.cache is not None else None
         return out._replace(
             logits=pick(out.logits),
             cache=self.cache,
@@ -95,8 +180,29 @@ class Feed:
 _TRACES = ("output_attentions", "output_hidden_states")
 
 
+def _of_branch(weights: Tensor, columns: Tensor) -> Tensor:
+    """The weights (B, H, S + K) of one alternative a row, as (B, H, 1, S + 1): those of its past and of itself."""
+    return weights.gather(2, columns[:, None].expand(-1, weights.shape[1], -1))[:, :, None]
+
+
+def _joined(parts: list["NextToken"]) -> "NextToken":
+    """Alternatives that were fed one by one, as if at once."""
+
+    def layers(name: str) -> Any:
+        found = [getattr(part, name) for part in parts]
+        if found[0] is None:
+            return None
+        width = found[-1][0].shape[-1]
+        if name == "attentions":
+            found = [[F.pad(x, (0, width - x.shape[-1])) for x in part] for part in found]
+        return tuple(torch.cat(layer, dim=-2) for layer in zip(*found, strict=True))
+
+    logits = torch.cat([part.logits for part in parts], dim=1)
+    return parts[-1]._replace(logits=logits, hidden_states=layers("hidden_states"), attentions=layers("attentions"))
+
+
 def _extended_mask(mask: Tensor | None, room: int) -> Tensor | None:
-    return None if mask is None else torch.nn.functional.pad(mask, (0, room), value=1)
+    return None if mask is None else F.pad(mask, (0, room), value=1)
 
 
 def _extended_positions(given: Tensor | None, mask: Tensor | None, room: int) -> Tensor | None:

@@ -21,12 +21,16 @@ class AttentionMask:
 
     `padding` (B, S) is True at keys that are tokens and False at padding; None when nothing is padding.
     A dense mask is made only where no shorter way of saying it exists, and once for all layers of a kind.
+
+    With `shared`, the keys behind the first `shared` ones are alternatives, each the next token after those: a query
+    sees the shared past and itself.
     """
 
     queries: int
     keys: int
     device: torch.device
     padding: Tensor | None = None
+    shared: int | None = None
     _dense: dict[int | None, Tensor] = field(default_factory=dict, repr=False)
     _elsewhere: dict[torch.device, "AttentionMask"] = field(default_factory=dict, repr=False)
 
@@ -36,8 +40,12 @@ class AttentionMask:
     ) -> "AttentionMask":
         """From the documented `attention_mask` (B, S), 1 at tokens and 0 at padding; B may be several axes.
 
+        One that is an AttentionMask already is taken as it is: `generate` makes some that no tensor can say.
+
         Raises: ValueError when its shape is not (B, past + queries).
         """
+        if isinstance(attention_mask, AttentionMask):
+            return attention_mask  # type: ignore[return-value]
         keys = past + queries
         if attention_mask is None:
             return cls(queries, keys, device)
@@ -59,7 +67,7 @@ class AttentionMask:
             return self
         if device not in self._elsewhere:
             padding = None if self.padding is None else self.padding.to(device)
-            self._elsewhere[device] = AttentionMask(self.queries, self.keys, device, padding)
+            self._elsewhere[device] = AttentionMask(self.queries, self.keys, device, padding, self.shared)
         return self._elsewhere[device]
 
     def narrows(self, window: int | None) -> bool:
@@ -72,9 +80,10 @@ class AttentionMask:
         if kind not in self._dense:
             key = torch.arange(self.keys, device=self.device)
             query = key[self.keys - self.queries :, None]
-            visible = key <= query
+            place = query if self.shared is None else self.shared
+            visible = key <= query if self.shared is None else (key < place) | (key == query)
             if kind is not None:
-                visible &= key > query - kind
+                visible &= key > place - kind
             if self.padding is not None:
                 self._dense[kind] = visible & self.padding[:, None, None, :]
             else:
@@ -126,6 +135,8 @@ def sdpa(
     Returns: (B, H, T, D) and no weights: callers that want those, or a head mask, use `eager`.
     """
     padding = mask.padding
+    if mask.shared is not None:
+        return F.scaled_dot_product_attention(q, k, v, mask.dense(window), dropout, scale=scale), None
     if mask.queries == 1:  # decoding: everything seen so far, or its last `window` tokens
         if window is not None and mask.narrows(window):
             k, v = k[:, :, -window:], v[:, :, -window:]

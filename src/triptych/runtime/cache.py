@@ -68,6 +68,15 @@ class LayerCache:
         """The same past, or its first `length` tokens, to be continued on its own."""
         return LayerCache(self._buffer, self.length if length is None else length, self._reserve)
 
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens; what comes next is written over the rest.
+
+        For the only one who has seen that rest: where another cache was continued since, its room stays its own.
+        """
+        if self._buffer is not None and self._buffer.used == self.length:
+            self._buffer.used = length
+        self.length = length
+
     def pair(self) -> Pair:
         """Keys and values of all tokens seen, (B, H, S, D) each."""
         if self._buffer is None:
@@ -168,6 +177,30 @@ class KeyValueCache(tuple[Pair, ...]):
         if not self:
             return self
         return self.of_layers(layer.fork(length) for layer in open_layers(self, len(self)))
+
+    def rewound(self, length: int) -> Self:
+        """`crop` for the only one who has seen the tokens behind `length`: the cache goes on in their place, uncopied.
+
+        Raises: as `crop`.
+        """
+        cache = self.crop(length)
+        for layer, longer in zip(cache._layers or (), self._layers or (), strict=False):
+            layer.length = longer.length
+            layer.rewind(length)
+        return cache
+
+    def with_branch(self, start: int, chosen: Tensor) -> Self:
+        """Of the alternatives that stand from `start` on, keep one a row, the one `chosen` (B,), as token `start`.
+
+        For the only one who has seen the alternatives, as `rewound`.
+        """
+        rows = torch.arange(len(chosen), device=chosen.device)
+        taken = [tuple(x[rows.to(x.device), :, start + chosen.to(x.device)] for x in pair) for pair in self]
+        cache = self.rewound(start)
+        layers = open_layers(cache, len(cache))
+        for layer, (key, value) in zip(layers, taken, strict=True):
+            layer.append(key[:, :, None], value[:, :, None])
+        return self.of_layers(layers)
 
     @property
     def _reserve(self) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from triptych.configuration import PretrainedConfig
 from triptych.inputs_torch import check_token_ids, shape_of_inputs
-from triptych.modeling_torch import NextToken, PreTrainedModel
+from triptych.modeling_torch import NextToken, PreTrainedModel, last_positions
 from triptych.models.fuyu.configuration import FuyuConfig
 from triptych.models.persimmon.modeling_torch import PastKeyValues, PersimmonForCausalLM
 from triptych.outputs import CausalLMOutputWithPast
@@ -151,13 +151,15 @@ class FuyuForCausalLM(FuyuPreTrainedModel):
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: logits (B, V) of the last position only, and the cache.
 
-        Takes `cache` (None to go without), and what `forward` takes.
+        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), and what
+        `forward` takes.
         """
         if not self.forward_is_published:
-            cache = model_inputs.pop("cache", None)
+            cache, last = model_inputs.pop("cache", None), model_inputs.pop("last", None)
             model_inputs |= {"past_key_values": cache, "use_cache": cache is not None, "return_dict": True}
             out = self(input_ids, **model_inputs)
-            return NextToken(out.logits[:, -1].float(), out.past_key_values, out.hidden_states, out.attentions)
+            logits = last_positions(out.logits, last)
+            return NextToken(logits.float(), out.past_key_values, out.hidden_states, out.attentions)
         embeds = self._embedded(
             input_ids,
             model_inputs.pop("inputs_embeds", None),
