@@ -40,7 +40,10 @@ class Feed:
         self.cache: Any = None
         if self.cached:
             capacity = prompt.width + room - 1
-            self.cache = prompt.past if prompt.past is not None else model.new_cache(len(prompt.ids), capacity)
+            # A cache that is handed out, or shown to a forward of the user's own, is the documented one.
+            windowed = model.forward_is_published and not options.return_dict_in_generate
+            fresh = prompt.past is None
+            self.cache = model.new_cache(len(prompt.ids), capacity, windowed) if fresh else prompt.past
             self.seen = 0 if prompt.past is None else prompt.past[0][0].shape[2]
 
     def step(self, ids: Tensor) -> "NextToken":
