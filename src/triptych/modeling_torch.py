@@ -356,9 +356,19 @@ class PreTrainedModel(nn.Module):
         """How many tokens fit; None when there is no limit."""
         return self.config.max_position_embeddings  # type: ignore[no-any-return]
 
-    def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
-        """An empty cache with room for `capacity` tokens of each row."""
-        return KeyValueCache.reserved(self.config.num_hidden_layers, capacity)
+    @property
+    def layer_windows(self) -> list[int | None]:
+        """How many tokens each layer sees; None for all of them."""
+        return [None] * self.config.num_hidden_layers
+
+    def new_cache(self, batch_size: int, capacity: int, windowed: bool = False) -> KeyValueCache:
+        """An empty cache with room for `capacity` tokens of each row.
+
+        A `windowed` one costs the memory of the layers' windows, and holds no more than their tokens for them; else
+        it always reads as the documented tuple.
+        """
+        windows = self.layer_windows
+        return KeyValueCache.reserved(len(windows), capacity, windows if windowed else None)
 
     @property
     def forward_is_published(self) -> bool:

@@ -44,7 +44,7 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
         feed.rewind(rows.length - 1)
         drafter.learn(accepted, rows.ids)
     sequences = rows.ids.clone()
-    return trace.output(sequences, feed.past) if options.return_dict_in_generate else sequences
+    return trace.output(sequences, feed.in_order()) if options.return_dict_in_generate else sequences
 
 
 def _checked(

@@ -37,7 +37,7 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
         over = rows.add(candidates.gather(1, chosen[:, None]).squeeze(1), trace.scores)
     feed.rewind(rows.length - 1)  # as after every strategy, the last token is not in the cache
     sequences = rows.ids.clone()
-    return trace.output(sequences, feed.past) if options.return_dict_in_generate else sequences
+    return trace.output(sequences, feed.in_order()) if options.return_dict_in_generate else sequences
 
 
 class _Context:

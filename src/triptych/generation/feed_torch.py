@@ -24,9 +24,8 @@ class Feed:
 
     With several sequences per prompt the prompt is still fed once, and what it left is repeated.
 
-    A strategy that feeds more than the next token needs a cache: `ahead` is how many positions it looks ahead, and
-    then the cache is one that can be rewound, and the prompt is repeated before it is fed. `in_step` are the processes
-    that must all run their models as often (see `synchronising_torch`).
+    A strategy that goes back or aside wants the `whole` cache, with room for the positions `ahead` of the longest
+    text. `in_step` are the processes that must all run their models as often (see `synchronising_torch`).
     """
 
     def __init__(
@@ -35,16 +34,17 @@ class Feed:
         prompt: Prompt,
         room: int,
         options: GenerationConfig,
+        copies: int = 1,
         *,
+        whole: bool = False,
         ahead: int = 0,
         in_step: Any = None,
     ) -> None:
         self.model = model
         self.in_step = in_step
         self.cached = bool(options.use_cache) and model.decodes_with_cache
-        late = self.cached and not ahead
-        self.copies = options.num_return_sequences if late else 1  # still to be made
-        self.prompt = prompt if late else prompt.repeated(options.num_return_sequences)
+        self.copies = copies if self.cached else 1  # still to be made
+        self.prompt = prompt if self.cached else prompt.repeated(copies)
         self.offset = prompt.width - prompt.ids.shape[1]  # positions less ids
         self.mask = _extended_mask(self.prompt.mask, room)
         self.positions = _extended_positions(self.prompt.positions, self.mask, room)
@@ -58,13 +58,15 @@ class Feed:
         self.seen = 0
         self.cache: Any = None
         if self.cached:
-            capacity = prompt.width + room - 1 + ahead
+            # A cache that is handed out, or shown to a forward of the user's own, is the documented one; and only a
+            # whole one goes back and aside.
+            windowed = model.forward_is_published and not options.return_dict_in_generate and not whole
             past = self.prompt.past
-            self.cache = past if past is not None else model.new_cache(len(self.prompt.ids), capacity)
+            capacity = prompt.width + room - 1 + ahead
+            self.cache = past if past is not None else model.new_cache(len(self.prompt.ids), capacity, windowed)
             self.seen = 0 if past is None else past[0][0].shape[2]
 
-    @property
-    def past(self) -> Any:
+    def in_order(self) -> Any:
         """The cache, as `generate` returns it; None without one."""
         return self.cache
 
@@ -136,18 +138,19 @@ class Feed:
 
     def keep(self, chosen: Tensor, out: "NextToken") -> "NextToken":
         """Of the alternatives of `branch`, which gave `out`, keep the one numbered by `chosen` (B,) in each row."""
-        past, rows = self.seen, torch.arange(len(chosen), device=chosen.device)
-        self.cache = self.cache.with_branch(past, chosen)
-        self.seen = past + 1
+        self._keep(chosen)
+        rows = torch.arange(len(chosen), device=chosen.device)
         hidden, weights = out.hidden_states, out.attentions
-        columns = torch.arange(past + 1, device=chosen.device).repeat(len(chosen), 1)  # (B, S + 1)
-        columns[:, -1] += chosen
         return out._replace(
             logits=out.logits[rows, chosen],
             cache=self.cache,
             hidden_states=None if hidden is None else tuple(x[rows, chosen][:, None] for x in hidden),
-            attentions=None if weights is None else tuple(_of_branch(x[rows, :, chosen], columns) for x in weights),
+            attentions=None if weights is None else tuple(_of_branch(x, chosen) for x in weights),
         )
+
+    def _keep(self, chosen: Tensor) -> None:
+        self.cache = self.cache.with_branch(self.seen, chosen)
+        self.seen += 1
 
     def _run(self, ids: Tensor | None, inputs: dict[str, Any]) -> "NextToken":
         if self.in_step is not None:
@@ -180,9 +183,12 @@ class Feed:
 _TRACES = ("output_attentions", "output_hidden_states")
 
 
-def _of_branch(weights: Tensor, columns: Tensor) -> Tensor:
-    """The weights (B, H, S + K) of one alternative a row, as (B, H, 1, S + 1): those of its past and of itself."""
-    return weights.gather(2, columns[:, None].expand(-1, weights.shape[1], -1))[:, :, None]
+def _of_branch(weights: Tensor, chosen: Tensor) -> Tensor:
+    """The weights (B, H, K, S + K) of one alternative a row, as (B, H, 1, S + 1): those of its past and of itself."""
+    rows, past = torch.arange(len(chosen), device=chosen.device), weights.shape[3] - weights.shape[2]
+    own = weights[rows, :, chosen]  # (B, H, S + K)
+    itself = own[rows, :, past + chosen]  # (B, H)
+    return torch.cat((own[..., :past], itself[..., None]), dim=-1)[:, :, None]
 
 
 def _joined(parts: list["NextToken"]) -> "NextToken":

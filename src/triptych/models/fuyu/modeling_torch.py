@@ -92,9 +92,9 @@ class FuyuForCausalLM(FuyuPreTrainedModel):
         """Keep activations for the backward pass again."""
         self.language_model.gradient_checkpointing_disable()
 
-    def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
-        """An empty cache of the decoder's, with room for `capacity` tokens of each row."""
-        return self.language_model.new_cache(batch_size, capacity)
+    def new_cache(self, batch_size: int, capacity: int, windowed: bool = False) -> KeyValueCache:
+        """An empty cache of the decoder's, with room for `capacity` tokens of each row. See `PreTrainedModel`."""
+        return self.language_model.new_cache(batch_size, capacity, windowed)
 
     @property
     def max_positions(self) -> int | None:

@@ -166,6 +166,12 @@ class GPTNeoPreTrainedModel(PreTrainedModel):
     # causal masks, which old checkpoints hold as buffers
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"h\.\d+\.attn\.(attention\.)?(masked_)?bias"]
 
+    @property
+    def layer_windows(self) -> list[int | None]:
+        """How many tokens each layer sees: `config.window_size` in local ones, else None for all."""
+        config = self.config
+        return [config.window_size if kind == "local" else None for kind in config.attention_layers]
+
 
 class GPTNeoModel(GPTNeoPreTrainedModel):
     """The bare decoder: token and position embeddings, blocks, final norm (specification page GPTNeoModel)."""
