@@ -1,7 +1,8 @@
 """`GenerationConfig`: the options of `generate` as an object and as `generation_config.json`.
 
-Names and defaults are those of the documented version (4.37); `stop_strings` is the one addition. The order below is
-the documented one: length, strategy, cache, logits, outputs, special tokens, encoder-decoder, assistance.
+Names and defaults are those of the documented version (4.37); `stop_strings` and `max_matching_ngram_size` are
+additions. The order below is the documented one: length, strategy, cache, logits, outputs, special tokens,
+encoder-decoder, assistance.
 """
 
 import copy
@@ -98,6 +99,7 @@ class GenerationConfig:
     num_assistant_tokens: int = 5
     num_assistant_tokens_schedule: str = "heuristic"
     prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
 
     generation_kwargs: dict[str, Any]
 

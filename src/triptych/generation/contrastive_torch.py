@@ -19,6 +19,7 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
     The candidates of a step go through the model side by side, behind one past; `low_memory` takes them in turn.
     """
     options, feed = run.options, run.feed
+    top_k, alpha = int(options.top_k or 1), float(options.penalty_alpha or 0.0)
     feed.always["output_hidden_states"] = True
     rows, trace = Rows(run), Trace(options)
     step = feed.step(rows.ids)
@@ -27,10 +28,9 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
     while not over:
         scores = run.transforms(rows.ids, step.logits)
         trace.add(scores, step)
-        probabilities, candidates = scores.softmax(dim=-1).topk(min(options.top_k, scores.shape[-1]))  # (B, K)
+        probabilities, candidates = scores.softmax(dim=-1).topk(min(top_k, scores.shape[-1]))  # (B, K)
         tried = feed.branch(candidates, one_by_one=bool(options.low_memory))
         likeness = context.likeness(tried.hidden_states[-1])  # type: ignore[index]
-        alpha = options.penalty_alpha
         chosen = ((1.0 - alpha) * probabilities - alpha * likeness).argmax(dim=-1)  # (B,)
         step = feed.keep(chosen, tried)
         context.add(step.hidden_states[-1])  # type: ignore[index]

@@ -3,9 +3,10 @@
 Shapes: B rows, N ids of the prompt, T ids so far, K tokens of a draft, V vocabulary.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +14,12 @@ from torch import Tensor
 from triptych.generation.checks import as_ids
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.feed_torch import Feed
+from triptych.generation.options import Request
+from triptych.generation.prompt_torch import Prompt
 from triptych.generation.sampling_torch import drawn
+
+if TYPE_CHECKING:
+    from triptych.modeling_torch import PreTrainedModel
 
 
 class Drafter(Protocol):
@@ -98,3 +104,27 @@ class PromptLookup:
         return []
 
 
+def drafter(
+    request: Request,
+    prompt: Prompt,
+    room: int,
+    transforms: Callable[[Tensor, Tensor], Tensor],
+    assistant: "PreTrainedModel | None",
+) -> Drafter:
+    """What writes the drafts of a call that asked for them.
+
+    How many tokens a draft of a model has is what the call says, else what the assistant's own options do.
+    """
+    options = request.options
+    if assistant is None:
+        return PromptLookup(options.prompt_lookup_num_tokens or 0, options.max_matching_ngram_size or 2)
+    own = assistant.generation_config or options
+    tokens, schedule = (
+        getattr(options if name in request.named else own, name)
+        for name in ("num_assistant_tokens", "num_assistant_tokens_schedule")
+    )
+    plain = copy.copy(options)
+    plain.return_dict_in_generate = False
+    text = Prompt(prompt.ids.to(assistant.device), mask=prompt.mask if prompt.embeds is None else None)
+    feed = Feed(assistant, text, room, plain, whole=True)
+    return AssistantModel(feed, options, transforms, float(tokens), schedule)

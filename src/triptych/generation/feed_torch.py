@@ -45,6 +45,7 @@ class Feed:
         self.cached = bool(options.use_cache) and model.decodes_with_cache
         self.copies = copies if self.cached else 1  # still to be made
         self.prompt = prompt if self.cached else prompt.repeated(copies)
+        self.full, self.ahead = prompt.width + room, ahead
         self.offset = prompt.width - prompt.ids.shape[1]  # positions less ids
         self.mask = _extended_mask(self.prompt.mask, room)
         self.positions = _extended_positions(self.prompt.positions, self.mask, room)
@@ -62,7 +63,7 @@ class Feed:
             # whole one goes back and aside.
             windowed = model.forward_is_published and not options.return_dict_in_generate and not whole
             past = self.prompt.past
-            capacity = prompt.width + room - 1 + ahead
+            capacity = self.full - 1 + ahead
             self.cache = past if past is not None else model.new_cache(len(self.prompt.ids), capacity, windowed)
             self.seen = 0 if past is None else past[0][0].shape[2]
 
@@ -167,7 +168,7 @@ class Feed:
         """Repeat what the prompt left for each of its sequences."""
         rows = torch.arange(len(out.logits), device=out.logits.device).repeat_interleave(self.copies)
         self.copies = 1
-        self.reorder(rows)
+        Feed.reorder(self, rows)
 
         def pick(value: Tensor) -> Tensor:
             return value.index_select(0, rows)

@@ -16,7 +16,7 @@ from triptych.generation.configuration import DEFAULTS, GenerationConfig
 _PACKAGE = str(Path(__file__).parents[1])
 
 # What `forward` takes but `generate` decides itself.
-_NOT_FOR_USERS = frozenset({"self", "input_ids", "labels", "return_dict", "use_cache", "cache_position"})
+NOT_FOR_USERS = frozenset({"self", "input_ids", "labels", "return_dict", "use_cache", "cache_position"})
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,7 @@ UNSUPPORTED = (
         "constrained search", lambda o: bool(o.constraints or o.force_words_ids), "constraints, force_words_ids"
     ),
     Unsupported("beam search", lambda o: o.num_beams != 1 or o.num_beam_groups != 1, "num_beams, num_beam_groups"),
-    Unsupported("contrastive search", lambda o: bool(o.penalty_alpha), "penalty_alpha"),
-    Unsupported("prompt lookup", lambda o: o.prompt_lookup_num_tokens is not None, "prompt_lookup_num_tokens"),
-    Unsupported("classifier-free guidance", lambda o: o.guidance_scale not in (None, 1), "guidance_scale"),
 )
-_UNSUPPORTED_ARGUMENTS = {
-    "assistant_model": "assisted generation",
-    "negative_prompt_ids": "classifier-free guidance",
-    "negative_prompt_attention_mask": "classifier-free guidance",
-    "synced_gpus": "generation in step over several processes",
-}
 
 
 def resolve(
@@ -77,7 +68,7 @@ def resolve(
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(options, name) is None and name not in kwargs:
             setattr(options, name, getattr(own, name))
-    accepted = set(inspect.signature(model.forward).parameters) - _NOT_FOR_USERS if inputs is None else set(inputs)
+    accepted = set(inspect.signature(model.forward).parameters) - NOT_FOR_USERS if inputs is None else set(inputs)
     model_inputs = _model_inputs(accepted, rest)
     options.validate()
     for way in unsupported:
@@ -87,16 +78,6 @@ def resolve(
     if given is not None:
         named |= {name for name in ("max_length", "max_new_tokens") if getattr(given, name) != DEFAULTS[name]}
     return Request(options, model_inputs, named)
-
-
-def refuse_unsupported_arguments(**arguments: Any) -> None:
-    """Refuse the arguments of `generate` that this version does not support.
-
-    Raises: ValueError naming the first of them.
-    """
-    for name, value in arguments.items():
-        if value is not None and value is not False:
-            raise ValueError(_unsupported(_UNSUPPORTED_ARGUMENTS[name], name))
 
 
 def _unsupported(way: str, options: str) -> str:

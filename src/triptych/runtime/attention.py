@@ -37,7 +37,7 @@ class AttentionMask:
 
     @classmethod
     def of(
-        cls, attention_mask: Tensor | None, batch: int, queries: int, past: int, device: torch.device
+        cls, attention_mask: "Tensor | AttentionMask | None", batch: int, queries: int, past: int, device: torch.device
     ) -> "AttentionMask":
         """From the documented `attention_mask` (B, S), 1 at tokens and 0 at padding; B may be several axes.
 
@@ -46,7 +46,7 @@ class AttentionMask:
         Raises: ValueError when its shape is not (B, past + queries).
         """
         if isinstance(attention_mask, AttentionMask):
-            return attention_mask  # type: ignore[return-value]
+            return attention_mask
         keys = past + queries
         if attention_mask is None:
             return cls(queries, keys, device)

@@ -16,6 +16,7 @@ from threading import Lock
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 import torch.utils._pytree
 from torch import Tensor
 
@@ -250,6 +251,18 @@ class KeyValueCache(tuple[Pair, ...]):
             layer.length = longer.length
             layer.rewind(length)
         return cache
+
+    def beside(self, other: Self, capacity: int) -> Self:
+        """A cache of the rows of both, the shorter past behind zeros, with room for `capacity` tokens."""
+        layers = []
+        for pairs in zip(self, other, strict=True):
+            longest = max(key.shape[2] for key, _ in pairs)
+            both = LayerCache(reserve=capacity)
+            both.append(
+                *(torch.cat([F.pad(x, (0, 0, longest - x.shape[2], 0)) for x in xs]) for xs in zip(*pairs, strict=True))
+            )
+            layers.append(both)
+        return self.of_layers(layers)
 
     def with_branch(self, start: int, chosen: Tensor) -> Self:
         """Of the alternatives that stand from `start` on, keep one a row, the one `chosen` (B,), as token `start`.
