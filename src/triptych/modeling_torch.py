@@ -25,12 +25,20 @@ _OutputClass = TypeVar("_OutputClass", bound=type[outputs.ModelOutput])
 
 
 class NextToken(NamedTuple):
-    """What a decoding step needs of a model: `logits` (B, V) of the last position, in float32, and the cache."""
+    """What a decoding step needs of a model: `logits` (B, V) of the last position, in float32, and the cache.
+
+    Of several positions, where `last` asked for them: (B, last, V).
+    """
 
     logits: Tensor
     cache: KeyValueCache | None
     hidden_states: tuple[Tensor, ...] | None
     attentions: tuple[Tensor, ...] | None
+
+
+def last_positions(x: Tensor, last: int | None) -> Tensor:
+    """The last position of (B, T, …), as (B, …); or the last `last` of them, as (B, last, …)."""
+    return x[:, -1] if last is None else x[:, -last:]
 
 
 class PreTrainedModel(nn.Module):
@@ -348,9 +356,19 @@ class PreTrainedModel(nn.Module):
         """How many tokens fit; None when there is no limit."""
         return self.config.max_position_embeddings  # type: ignore[no-any-return]
 
-    def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
-        """An empty cache with room for `capacity` tokens of each row."""
-        return KeyValueCache.reserved(self.config.num_hidden_layers, capacity)
+    @property
+    def layer_windows(self) -> list[int | None]:
+        """How many tokens each layer sees; None for all of them."""
+        return [None] * self.config.num_hidden_layers
+
+    def new_cache(self, batch_size: int, capacity: int, windowed: bool = False) -> KeyValueCache:
+        """An empty cache with room for `capacity` tokens of each row.
+
+        A `windowed` one costs the memory of the layers' windows, and holds no more than their tokens for them; else
+        it always reads as the documented tuple.
+        """
+        windows = self.layer_windows
+        return KeyValueCache.reserved(len(windows), capacity, windows if windowed else None)
 
     @property
     def forward_is_published(self) -> bool:

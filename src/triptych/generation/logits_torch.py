@@ -193,7 +193,9 @@ class HammingDiversityLogitsProcessor(LogitsProcessor):
                 "Make num_beams a multiple of it."
             )
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, current_tokens: Tensor, beam_group_idx: int) -> Tensor:
+    def __call__(  # type: ignore[override]  # LogitsProcessorList passes on what more it takes
+        self, input_ids: Tensor, scores: Tensor, current_tokens: Tensor, beam_group_idx: int
+    ) -> Tensor:
         """The scores (B * G, V) of a group of G beams, less `diversity_penalty` for each earlier choice of a token.
 
         `current_tokens` (B * num_beams,) are this step's tokens; those of the groups before `beam_group_idx` count.

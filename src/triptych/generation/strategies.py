@@ -69,6 +69,9 @@ def _length_penalty(value: Any) -> None:
 RANGES: dict[str, Callable[[Any], None]] = {
     **{name: _positive(name) for name in ("num_beams", "num_beam_groups", "num_return_sequences")},
     **{name: _share(name) for name in ("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "penalty_alpha")},
+    "prompt_lookup_num_tokens": _positive("prompt_lookup_num_tokens"),
+    "max_matching_ngram_size": _positive("max_matching_ngram_size"),
+    "num_assistant_tokens": _positive("num_assistant_tokens"),
     "top_k": lambda value: checks.require_int("top_k", value, 0 if value == 0 else 1),
     "length_penalty": _length_penalty,
     "diversity_penalty": lambda value: checks.require_number("diversity_penalty", value, least=0.0),
@@ -106,14 +109,32 @@ IMPOSSIBLE: tuple[tuple[Test, str], ...] = (
         "force_words_ids is short for constraints, and both were given. Put all words into constraints.",
     ),
     (
+        lambda o, a: a.get("assistant_model") is not None and o.prompt_lookup_num_tokens is not None,
+        "assistant_model and prompt_lookup_num_tokens both write drafts. Pass one of them.",
+    ),
+    (
         lambda o, a: _is_assisted(o, a) and (o.num_beams > 1 or _is_constrained(o, a)),
-        "A draft (assistant_model, prompt_lookup_num_tokens) helps greedy decoding and sampling, not beam search; "
+        "Drafts (assistant_model, prompt_lookup_num_tokens) serve greedy decoding and sampling; "
         "got num_beams={o.num_beams}. Leave one of them out.",
     ),
     (
         lambda o, a: _is_assisted(o, a) and not o.do_sample and _is_contrastive(o, a),
-        "A draft (assistant_model, prompt_lookup_num_tokens) helps greedy decoding and sampling, not contrastive "
+        "Drafts (assistant_model, prompt_lookup_num_tokens) serve greedy decoding and sampling, not contrastive "
         "search; got penalty_alpha={o.penalty_alpha!r}. Leave one of them out.",
+    ),
+    (
+        lambda o, a: _is_assisted(o, a) and not o.use_cache,
+        "Drafts (assistant_model, prompt_lookup_num_tokens) are checked and taken back in the cache; got "
+        "use_cache=False. Leave one of them out.",
+    ),
+    (
+        lambda o, a: _is_assisted(o, a) and o.num_assistant_tokens_schedule not in ("heuristic", "constant"),
+        "num_assistant_tokens_schedule must be 'heuristic' or 'constant'; got {o.num_assistant_tokens_schedule!r}.",
+    ),
+    (
+        lambda o, a: strategy_of(o, a) == "contrastive" and not o.use_cache,
+        "Contrastive search needs the cache; got use_cache=False with penalty_alpha={o.penalty_alpha!r}. "
+        "Leave one of them out.",
     ),
     (
         lambda o, a: a.get("streamer") is not None and o.num_beams > 1,
@@ -232,13 +253,6 @@ SCOPES = (
         "Pass assistant_model",
     ),
     Scope(
-        ("prompt_lookup_num_tokens",),
-        "without an assistant_model",
-        lambda o, a: a.get("assistant_model") is None,
-        lambda o: "one was given",
-        "Pass one of the two",
-    ),
-    Scope(
         ("max_matching_ngram_size",),
         "in prompt lookup",
         lambda o, a: o.prompt_lookup_num_tokens is not None,
@@ -297,3 +311,29 @@ def without_effect(
 
 def _is_short(value: Any) -> bool:
     return isinstance(value, bool | int | float | str)
+
+
+# -- drafts ------------------------------------------------------------------------------------------------------------
+
+
+def check_assistant(model: Any, assistant: Any) -> None:
+    """Refuse an assistant that cannot write drafts for the model.
+
+    Raises: TypeError when it cannot generate; ValueError when its vocabulary is another or it decodes without a cache.
+    """
+    if assistant is None:
+        return
+    if not getattr(assistant, "can_generate", lambda: False)():
+        raise TypeError(
+            f"assistant_model must be a model that generates; got {type(assistant).__name__}. "
+            "Load it with AutoModelForCausalLM."
+        )
+    own, others = model.config.vocab_size, assistant.config.vocab_size
+    if own != others:
+        raise ValueError(
+            f"assistant_model must have the model's vocabulary of {own} tokens; got one of {others}. "
+            "Choose an assistant that was trained with the same tokenizer."
+        )
+    for name, one in (("The model", model), ("assistant_model", assistant)):
+        if not one.decodes_with_cache:
+            raise ValueError(f"{name} has a forward of its own that takes no cache, which assisted decoding needs.")
