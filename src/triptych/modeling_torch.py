@@ -2,7 +2,7 @@
 
 import copy
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
@@ -18,6 +18,7 @@ from triptych.checkpoints import pretrained_torch
 from triptych.configuration import PretrainedConfig
 from triptych.generation import decoding_torch
 from triptych.generation.configuration import GenerationConfig
+from triptych.generation.transitions_torch import transition_scores
 from triptych.runtime.attention import check_implementation
 from triptych.runtime.cache import KeyValueCache
 
@@ -421,6 +422,19 @@ class PreTrainedModel(nn.Module):
             negative_prompt_attention_mask=negative_prompt_attention_mask,
             **kwargs,
         )
+
+    def compute_transition_scores(
+        self,
+        sequences: Tensor,
+        scores: Sequence[Tensor],
+        beam_indices: Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> Tensor:
+        """The score of each generated token (B, N), from what `generate` returned with `output_scores`.
+
+        See `triptych.generation.transitions_torch.transition_scores`.
+        """
+        return transition_scores(sequences, scores, beam_indices, normalize_logits)
 
 
 def _positive(name: str, value: Any) -> int | None:

@@ -422,7 +422,8 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
             return scores
         index = _index(as_ids(self.eos_token_id), scores.device)
         ends = scores.index_select(1, index)
-        return scores.index_copy(1, index, ends + ends.abs() * (factor**past - 1))
+        raised = ends + ends.abs() * (factor**past - 1)
+        return scores.index_copy(1, index, raised.where(ends.isfinite(), ends))  # a forbidden end stays so
 
 
 @dataclass(frozen=True, slots=True)

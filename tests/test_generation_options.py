@@ -1,0 +1,99 @@
+"""Options alone and together on three families: ids, scores and draws of the reference, and what holds for any of them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from triptych.generation.configuration import DEFAULTS, GenerationConfig
+from triptych.generation.logits_torch import HammingDiversityLogitsProcessor
+from triptych.modeling_torch import PreTrainedModel
+from triptych.models.fuyu.modeling_torch import FuyuForCausalLM
+from triptych.models.gpt_neo.modeling_torch import GPTNeoForCausalLM
+from triptych.models.openai_gpt.modeling_torch import OpenAIGPTLMHeadModel
+
+GOLDEN = Path(__file__).parent / "golden"
+FOLDER = GOLDEN / "generation_options"
+RECORD = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))
+CASES = list(enumerate(RECORD["cases"]))
+NAMES = [f"{case['family']}-{case['name']}-{case['seed']}" for _, case in CASES]
+ADDITIONS = {"stop_strings", "min_p", "max_matching_ngram_size"}
+TOLERANCE = {"atol": 1e-4, "rtol": 0}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, PreTrainedModel]:
+    return {
+        "gpt_neo": GPTNeoForCausalLM.from_pretrained(GOLDEN / "generation_model"),
+        "openai_gpt": OpenAIGPTLMHeadModel.from_pretrained(FOLDER / "openai_gpt"),
+        "fuyu": FuyuForCausalLM.from_pretrained(FOLDER / "fuyu"),
+    }
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, Tensor]:
+    return load_file(FOLDER / "scores.safetensors")
+
+
+def even(row: int, ids: Tensor) -> list[int]:
+    return list(range((int(ids[-1]) + row) % 2, 97, 2))
+
+
+def called(case: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a case, and its seed set."""
+    options = {"return_dict_in_generate": True, "output_scores": True} | case["options"]
+    if options.pop("prefix", None):
+        options["prefix_allowed_tokens_fn"] = even
+    if case["seed"] is not None:
+        torch.manual_seed(case["seed"])
+        options["do_sample"] = True
+    return options
+
+
+@pytest.mark.parametrize(("index", "case"), CASES, ids=NAMES)
+def test_ids_and_scores_are_those_of_the_reference(
+    models: dict[str, PreTrainedModel], tensors: dict[str, Tensor], index: int, case: dict[str, Any]
+) -> None:
+    model = models[case["family"]]
+    output = model.generate(torch.tensor(case["prompt"]), **called(case))
+    assert output.sequences.tolist() == case["ids"]
+    assert len(output.scores) == case["steps"]
+    torch.testing.assert_close(output.scores[-1], tensors[f"{index}.last"], **TOLERANCE)
+    chosen = model.compute_transition_scores(
+        output.sequences, output.scores, output.get("beam_indices"), normalize_logits=index % 2 == 1
+    )
+    torch.testing.assert_close(chosen, tensors[f"{index}.chosen"], **TOLERANCE)
+    if "sequences_scores" in output:
+        torch.testing.assert_close(output.sequences_scores, tensors[f"{index}.sequences"], **TOLERANCE)
+
+
+def test_groups_are_told_apart_by_what_earlier_ones_chose(tensors: dict[str, Tensor]) -> None:
+    ids = torch.zeros(4, 2, dtype=torch.long)
+    transform = HammingDiversityLogitsProcessor(0.7, 6, 3)
+    out = transform(ids, tensors["hamming.scores"], current_tokens=tensors["hamming.chosen"], beam_group_idx=2)
+    torch.testing.assert_close(out, tensors["hamming.out"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["settings", "grouped"])
+def test_files_with_every_option_are_read_and_written_as_the_reference_does(tmp_path: Path, name: str) -> None:
+    config = GenerationConfig.from_pretrained(FOLDER, f"{name}.json")
+    assert {key: getattr(config, key) for key in RECORD[name]} == RECORD[name]
+    config.save_pretrained(tmp_path, f"{name}.json")
+    assert (tmp_path / f"{name}.json").read_bytes() == (FOLDER / f"{name}.json").read_bytes()
+
+
+def test_those_files_leave_out_no_option_of_the_reference() -> None:
+    assert set(RECORD["settings"]) | set(RECORD["grouped"]) == set(DEFAULTS) - ADDITIONS
