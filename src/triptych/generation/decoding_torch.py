@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from triptych.generation import beams_torch, pipeline_torch, sampling_torch
+from triptych.generation import beams_torch, constrained_beams_torch, pipeline_torch, sampling_torch
 from triptych.generation.beam_checks import check_beams
 from triptych.generation.checks import as_ids, require_int
 from triptych.generation.configuration import GenerationConfig
@@ -88,6 +88,8 @@ def generate(
                 criteria=pipeline_torch.criteria(call, stopping_criteria),
                 streamer=streamer,
             )
+            if options.constraints or options.force_words_ids:
+                return constrained_beams_torch.decode(run)
             return beams_torch.decode(run) if options.num_beams > 1 else sampling_torch.decode(run)
     finally:
         if streamer is not None:

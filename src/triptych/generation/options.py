@@ -38,9 +38,6 @@ class Unsupported:
 
 
 UNSUPPORTED = (
-    Unsupported(
-        "constrained search", lambda o: bool(o.constraints or o.force_words_ids), "constraints, force_words_ids"
-    ),
     Unsupported("contrastive search", lambda o: bool(o.penalty_alpha), "penalty_alpha"),
     Unsupported("prompt lookup", lambda o: o.prompt_lookup_num_tokens is not None, "prompt_lookup_num_tokens"),
     Unsupported("classifier-free guidance", lambda o: o.guidance_scale not in (None, 1), "guidance_scale"),
