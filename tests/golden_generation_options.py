@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from golden_generation import CASES, ONE, PADDED, SAMPLED, TWO
 from safetensors.torch import save_file
 from transformers import (
     FuyuConfig,
@@ -25,6 +24,8 @@ from transformers import (
     OpenAIGPTLMHeadModel,
     generation as reference,
 )
+
+from golden_generation import CASES, ONE, PADDED, SAMPLED, TWO
 
 PAD = {"pad_token_id": 0}
 ENDS = {"eos_token_id": [13, 28, 44, 80], "pad_token_id": 0}
@@ -189,16 +190,22 @@ def main() -> None:
                 index = len(cases)
                 cases.append({"family": family, "name": name, "prompt": prompt, "options": options, "seed": seed,
                               "ids": output.sequences.tolist(), "steps": len(output.scores)})  # fmt: skip
-                transition = models[family].compute_transition_scores(
-                    output.sequences, output.scores, output.get("beam_indices"), normalize_logits=index % 2 == 1
-                )
                 tensors[f"{index}.last"] = output.scores[-1].contiguous()
-                tensors[f"{index}.chosen"] = transition.contiguous()
+                if "num_beam_groups" not in options:  # the reference mixes up the rows of groups
+                    tensors[f"{index}.chosen"] = (
+                        models[family]
+                        .compute_transition_scores(
+                            output.sequences, output.scores, output.get("beam_indices"), bool(index % 2)
+                        )
+                        .contiguous()
+                    )
                 if "sequences_scores" in output:
                     tensors[f"{index}.sequences"] = output.sequences_scores.contiguous()
     GenerationConfig(**SETTINGS).save_pretrained(out, "settings.json")
     GenerationConfig(**GROUPED).save_pretrained(out, "grouped.json")
-    (out / "cases.json").write_text(json.dumps({"cases": cases, "settings": SETTINGS, "grouped": GROUPED}) + "\n", encoding="utf-8")
+    (out / "cases.json").write_text(
+        json.dumps({"cases": cases, "settings": SETTINGS, "grouped": GROUPED}) + "\n", encoding="utf-8"
+    )
     save_file(tensors, out / "scores.safetensors")
     (out / "scores.safetensors").chmod(0o644)
 

@@ -7,6 +7,7 @@ tells it which row continues which.
 Shapes: B prompts, K beams of each (G of a group), N = B * K rows, T ids so far, V vocabulary, C candidates of a prompt.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,8 @@ from triptych.generation.finished_torch import NEVER, Finished, History, Texts
 from triptych.generation.outputs import GenerateBeamDecoderOnlyOutput
 from triptych.generation.run_torch import Run, Trace
 
-_HOPELESS = -1e9  # finite, so that a beam without it is found even where nothing else is allowed
+_HOPELESS = -1e9  # finite, so that such a beam is found even where nothing else is allowed
+_RULED_OUT = -1e300  # of a text that is worse than any but better than none; becomes -inf in float32
 
 
 class Candidates(NamedTuple):
@@ -42,6 +44,9 @@ class Search:
         self.prompts = len(run.prompt) // self.beams  # B
         self.ids = run.prompt
         self.ends = torch.tensor(as_ids(options.eos_token_id), dtype=torch.long)
+        self.pad = (
+            options.pad_token_id if options.pad_token_id is not None else (as_ids(options.eos_token_id) or (0,))[0]
+        )
         self.totals = torch.zeros((self.prompts, self.beams))
         if not options.do_sample:  # all beams hold the same text, so one of each group goes on at first
             self.totals.view(self.prompts, self.groups, self.size)[..., 1:] = _HOPELESS
@@ -63,7 +68,7 @@ class Search:
         """The group's places among a prompt's beams."""
         return slice(group * self.size, (group + 1) * self.size)
 
-    def processed(self, scores: Tensor, group: int, chosen: list[Candidates]) -> Tensor:
+    def processed(self, scores: Tensor, group: int = 0, chosen: Sequence[Candidates] = ()) -> Tensor:
         """The group's log-probabilities (B * G, V) after all transforms, which may see what earlier groups chose."""
         if self.groups == 1:
             return self.run.transforms(self.ids, scores)
@@ -92,15 +97,19 @@ class Search:
     def finish(self, found: Candidates, group: int = 0, allowed: Tensor | None = None) -> Candidates:
         """Texts that end among the G best, where `allowed` (B, C), are finished; returns the G best that go on."""
         finished, ended = self.finished[group], torch.isin(found.tokens, self.ends)
+        was_done = finished.done.clone()
         first, goes_on = slice(self.size), ended.byte().argsort(dim=1, stable=True)[:, : self.size]
         closing = ended if allowed is None else ended & allowed
         texts = found.totals[:, first].masked_fill(~closing[:, first], NEVER)
         finished.add(texts, found.parents[:, first], self.length, closed=True)
-        finished.settle(found.totals.amax(dim=1), self.length + 1)
-        # A prompt that is done only keeps its rows busy; a text that ended is nobody's parent.
+        # A text that ended is nobody's parent. A prompt that was done goes on with padding, to keep its rows busy.
         kept = found._replace(totals=found.totals.masked_fill(ended, NEVER)).pick(goes_on)
-        finished.done |= (kept.totals == NEVER).all(dim=1)
-        return kept._replace(totals=kept.totals.masked_fill(finished.done[:, None], 0.0))
+        best = found.totals.amax(dim=1).where((kept.totals > NEVER).any(dim=1), NEVER)
+        finished.settle(best, self.length + 1)
+        return kept._replace(
+            totals=kept.totals.masked_fill(finished.done[:, None], 0.0),
+            tokens=kept.tokens.masked_fill(was_done[:, None], self.pad),
+        )
 
     def extend(self, chosen: Candidates) -> list[int]:
         """Each beam takes its token; `chosen` are (B, K). Returns the row that each of the N rows continues."""
@@ -125,13 +134,22 @@ class Search:
             finished.settle(self.totals[:, part].amax(dim=1), self.length)
             self.totals[:, part] = self.totals[:, part].masked_fill(finished.done[:, None], 0.0)
 
-    def close(self) -> Texts:
-        """The texts to return, (B, R): the best of those finished and, where more was wanted, of the open ones."""
+    def close(self, wanted: Tensor | None = None) -> Texts:
+        """The texts to return, (B, R): the best of those finished and of the open ones of prompts that are not done.
+
+        Open texts that are not `wanted` (B, K) are taken only where there are too few others.
+        """
+        many = self.run.options.num_return_sequences
         places = torch.arange(self.beams).expand(self.prompts, -1)
+        wanted = torch.ones_like(places, dtype=torch.bool) if wanted is None else wanted
         for group, finished in enumerate(self.finished):
             part = self.members(group)
-            finished.add(self.totals[:, part], places[:, part], self.length, closed=False)
-        return Texts.joined([group.texts for group in self.finished]).best(self.run.options.num_return_sequences)
+            totals = self.totals[:, part].double().clamp(min=_RULED_OUT)
+            finished.add(totals.masked_fill(~wanted[:, part], NEVER), places[:, part], self.length, closed=False)
+            enough = (finished.texts.scores > NEVER).sum(dim=1, keepdim=True) >= many
+            rest = totals.masked_fill(wanted[:, part] | enough, NEVER)
+            finished.add(rest, places[:, part], self.length, closed=False)
+        return Texts.joined([group.texts for group in self.finished]).best(many)
 
 
 def decode(run: Run) -> Tensor | GenerateBeamDecoderOnlyOutput:
@@ -153,7 +171,7 @@ def decode(run: Run) -> Tensor | GenerateBeamDecoderOnlyOutput:
         if isinstance(verdict, Tensor):
             search.stop(verdict)
         if search.done or verdict is True:
-            return output(search, trace)
+            return output(search, trace, search.close())
 
 
 def drawn(sums: Tensor, many: int) -> Tensor:
@@ -173,15 +191,15 @@ def drawn(sums: Tensor, many: int) -> Tensor:
         ) from error
 
 
-def output(search: Search, trace: Trace) -> Tensor | GenerateBeamDecoderOnlyOutput:
-    """The ids (B * R, S) of the best texts, or the documented object.
+def output(search: Search, trace: Trace, texts: Texts) -> Tensor | GenerateBeamDecoderOnlyOutput:
+    """The ids (B * R, S) of the texts (B, R), or the documented object.
 
     Each text shorter than the longest ends in the first of the eos ids, also where a criterion cut it.
     """
-    options, texts = search.run.options, search.close()
+    options = search.run.options
     length = search.run.prompt.shape[1]
     end = int(search.ends[0]) if len(search.ends) else None
-    tokens, parents = search.history.read(texts, end, options.pad_token_id or 0, search.room)
+    tokens, parents = search.history.read(texts, end, search.pad, search.room)
     prompt = search.run.prompt.view(search.prompts, search.beams, length)[:, : texts.scores.shape[1]]
     sequences = torch.cat((prompt, tokens.to(prompt)), dim=-1).flatten(0, 1)
     if not options.return_dict_in_generate:

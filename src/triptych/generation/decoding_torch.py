@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from triptych.generation import assisted_torch, beams_torch, contrastive_torch, pipeline_torch, sampling_torch
+from triptych.generation import (
+    assisted_torch,
+    beams_torch,
+    constrained_beams_torch,
+    contrastive_torch,
+    pipeline_torch,
+    sampling_torch,
+)
 from triptych.generation.beam_checks import check_constraints
 from triptych.generation.checks import as_ids
 from triptych.generation.configuration import GenerationConfig
@@ -42,6 +49,7 @@ STRATEGIES: dict[str, Callable[[Run], Output]] = {
     "beam": beams_torch.decode,
     "beam sample": beams_torch.decode,
     "group beam": beams_torch.decode,
+    "constrained beam": constrained_beams_torch.decode,
 }
 
 
@@ -92,8 +100,6 @@ def generate(
         }
         request = resolve(model, generation_config, kwargs, arguments=arguments, inputs=_inputs(model))
         options, strategy = request.options, request.strategy
-        if strategy not in STRATEGIES:
-            raise ValueError("constrained search is not supported yet. Leave out constraints and force_words_ids.")
         check_token_ids(options, model.config.vocab_size)
         check_assistant(model, assistant_model)
         prompt = read_prompt(model, ids, request)

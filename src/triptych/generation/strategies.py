@@ -180,32 +180,26 @@ class Scope:
     of_settings: bool = False
 
 
-def _no_sampling(o: Options) -> str:
-    return "constraints and force_words_ids are met without it" if o.do_sample else "do_sample=False"
-
-
 def _no_contrast(o: Options) -> str:
     return "do_sample=True" if o.do_sample else f"num_beams={o.num_beams}" if o.num_beams > 1 else f"top_k={o.top_k}"
 
 
-def _samples(o: Options, a: Arguments) -> bool:
-    return bool(o.do_sample) and not _is_constrained(o, a)
-
+_SAMPLERS = ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 SCOPES = (
     Scope(
-        ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+        _SAMPLERS,
         "in sampling",
-        _samples,
-        _no_sampling,
+        lambda o, a: o.do_sample,
+        lambda o: f"do_sample={o.do_sample}",
         "Pass do_sample=True",
         of_settings=True,
     ),
     Scope(
         ("top_k",),
         "in sampling and contrastive search",
-        lambda o, a: _samples(o, a) or (o.penalty_alpha and o.num_beams == 1),
-        _no_sampling,
+        lambda o, a: o.do_sample or (o.penalty_alpha and o.num_beams == 1),
+        lambda o: f"do_sample={o.do_sample}",
         "Pass do_sample=True",
         of_settings=True,
     ),
@@ -225,10 +219,10 @@ SCOPES = (
         "Use num_beam_groups above 1",
     ),
     Scope(
-        ("do_sample",),
-        "in decoding without constraints",
-        lambda o, a: not _is_constrained(o, a),
-        lambda o: "constraints or force_words_ids were given",
+        ("do_sample", "top_k", *_SAMPLERS),
+        "without constraints",
+        lambda o, a: not (o.do_sample and _is_constrained(o, a)),
+        lambda o: "constraints or force_words_ids were given, which are met by search",
         "Pass do_sample=False",
     ),
     Scope(
