@@ -66,8 +66,8 @@ def generate(
 
     Returns: ids (B * num_return_sequences, T), prompt included, each row filled with pad_token_id after its end; with
         `return_dict_in_generate` a GenerateDecoderOnlyOutput.
-    `assistant_model`, of the same vocabulary, or `prompt_lookup_num_tokens` write drafts that the model checks: the text
-    stays the model's. `guidance_scale` leads away from `negative_prompt_ids` (B or 1, M), by default the last token.
+    `assistant_model`, of the same vocabulary, or `prompt_lookup_num_tokens` write drafts that the model checks: the
+    text stays the model's. `guidance_scale` leads away from `negative_prompt_ids` (B or 1, M), by default the last token.
     `synced_gpus` keeps the processes of `torch.distributed` in step, as sharded weights need; an assistant is not kept.
 
     Raises: ValueError for options that are out of range, contradict each other or are not supported;
@@ -82,6 +82,11 @@ def generate(
         strategy = strategy_of(request, assistant_model)
         check_assistant(model, assistant_model)
         prompt = read_prompt(model, ids, request)
+        if strategy == "contrastive" and prompt.past is not None:
+            raise ValueError(
+                "Contrastive search compares with the hidden states of the whole text, which past_key_values do not "
+                "hold. Leave past_key_values out."
+            )
         negative = read_negative_prompt(model, prompt, options, negative_prompt_ids, negative_prompt_attention_mask)
         room = settle_length(request, prompt, model.max_positions, last_is_fed=strategy == "contrastive")
         in_step = InStep(model) if synced_gpus else None
