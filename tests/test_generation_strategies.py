@@ -62,7 +62,7 @@ def call(models: dict[str, GPTNeoForCausalLM], case: dict[str, Any], **more: Any
 
 
 @pytest.mark.parametrize("number", range(len(RECORD["cases"])), ids=[case["name"] for case in RECORD["cases"]])
-@pytest.mark.filterwarnings("ignore:penalty_alpha=0.6 has an effect only with top_k above 1")
+@pytest.mark.filterwarnings("ignore:penalty_alpha=0.6 has an effect only in contrastive search")
 def test_ids_and_scores_are_those_of_the_reference(models: dict[str, GPTNeoForCausalLM], number: int) -> None:
     case = RECORD["cases"][number]
     output = call(models, case, return_dict_in_generate=True, output_scores=True)
@@ -217,6 +217,33 @@ def test_guidance_is_that_of_the_paper(family: str, negative: list[list[int]], u
     assert found[0].tolist() == wanted
 
 
+def beams_by_hand(model: Any, ids: Tensor, negative: Tensor, scale: float, beams: int, new: int) -> list[int]:
+    """Beam search without an end and without a cache, by sums of guided log-probabilities as they are."""
+    texts = [(0.0, ids, negative)]
+    for _ in range(new):
+        longer = []
+        for total, text, against in texts:
+            c, u = (model(x).logits[0, -1].log_softmax(-1) for x in (text, against))
+            scores, tokens = (u + scale * (c - u)).topk(beams)
+            longer += [
+                (total + float(score), *(torch.cat((x, token.view(1, 1)), dim=1) for x in (text, against)))
+                for score, token in zip(scores, tokens, strict=True)
+            ]
+        texts = sorted(longer, key=lambda text: -text[0])[:beams]
+    return texts[0][1][0].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_guided_beams_keep_the_negative_prompts_rows_with_them(family: str, use_cache: bool) -> None:
+    model, ids, negative = FAMILIES[family](), torch.tensor([[5, 6, 7, 8, 20]]), torch.tensor([[4, 3, 2, 9, 8, 22, 8]])
+    with torch.no_grad():
+        wanted = beams_by_hand(model, ids, negative, 1.3, 3, 8)
+    options = {"guidance_scale": 1.3, "num_beams": 3, "max_new_tokens": 8, "eos_token_id": None}
+    found = model.generate(ids, negative_prompt_ids=negative, use_cache=use_cache, **options)
+    assert found[0].tolist() == wanted
+
+
 def test_padding_of_a_negative_prompt_does_not_matter(models: dict[str, GPTNeoForCausalLM]) -> None:
     model, ids = models["itself"], torch.tensor([[5, 6, 7, 8]])
     plain = model.generate(ids, negative_prompt_ids=torch.tensor([[9, 4]]), guidance_scale=2.0, max_new_tokens=9)
@@ -259,7 +286,7 @@ def test_greedy_text_is_the_same_whatever_writes_the_drafts(family: str, data: s
                                           min_size=rows, max_size=rows)))  # fmt: skip
     options = {
         "max_new_tokens": data.draw(st.integers(4, 20), "new"),
-        "eos_token_id": data.draw(st.sampled_from([None, 3, [5, 7, 11]]), "eos"),
+        "eos_token_id": data.draw(st.sampled_from([9, 3, [5, 7, 11]]), "eos"),
         "repetition_penalty": data.draw(st.sampled_from([1.0, 1.5]), "penalty"),
         "min_new_tokens": data.draw(st.sampled_from([None, 4]), "least"),
         "pad_token_id": 0,
@@ -408,12 +435,13 @@ def test_assistants_that_cannot_help_are_refused_before_any_work() -> None:
     model, other = make_neo(), make_neo(vocab_size=30)
     refused(model, ValueError, "vocabulary of 31 tokens; got one of 30", assistant_model=other)
     refused(model, TypeError, "got GPTNeoModel", assistant_model=model.transformer)
-    refused(model, ValueError, "use_cache=False with assistant_model", assistant_model=model, use_cache=False)
+    refused(model, ValueError, "assistant_model.*num_beams=2", assistant_model=model, num_beams=2)
+    refused(model, ValueError, "assistant_model.*use_cache=False", assistant_model=model, use_cache=False)
     both = {"assistant_model": model, "prompt_lookup_num_tokens": 3}
     refused(model, ValueError, "assistant_model and prompt_lookup_num_tokens both", **both)
     refused(model, ValueError, "num_assistant_tokens must", assistant_model=model, num_assistant_tokens=0)
     schedule = {"assistant_model": model, "num_assistant_tokens_schedule": "weekly"}
-    refused(model, ValueError, "heuristic, constant; got 'weekly'", **schedule)
+    refused(model, ValueError, "'heuristic' or 'constant'; got 'weekly'", **schedule)
 
 
 def test_the_cache_of_another_model_is_refused_before_any_work() -> None:
@@ -429,12 +457,19 @@ def test_the_cache_of_another_model_is_refused_before_any_work() -> None:
         refused(model, ValueError, says, past_key_values=tuple(past))
 
 
+def test_contrastive_search_and_sampling_exclude_each_other() -> None:
+    refused(make_neo(), ValueError, "penalty_alpha=0.6 and do_sample=True", penalty_alpha=0.6, do_sample=True)
+
+
 def test_options_without_effect_beside_another_are_warned_of() -> None:
     model, ids = make_neo(), torch.tensor([[5, 6, 7]])
     for options, says in (
-        ({"penalty_alpha": 0.6, "do_sample": True}, "penalty_alpha=0.6 has no effect beside do_sample=True"),
-        ({"penalty_alpha": 0.6, "top_k": 1}, "penalty_alpha=0.6 has an effect only with top_k above 1; got top_k=1"),
-        ({"negative_prompt_ids": ids}, "negative_prompt_ids have an effect only with guidance_scale"),
+        ({"penalty_alpha": 0.6, "top_k": 1}, "penalty_alpha=0.6 has an effect only in contrastive search, but top_k=1"),
+        ({"penalty_alpha": 0.6, "top_k": 4, "num_beams": 2}, "only in contrastive search, but num_beams=2"),
+        (
+            {"negative_prompt_ids": ids},
+            "negative_prompt_ids has an effect only under guidance, but guidance_scale=None",
+        ),
     ):
         with pytest.warns(GenerationWarning, match=says):
             model.generate(ids, max_new_tokens=2, **options)

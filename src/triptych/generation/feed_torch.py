@@ -5,6 +5,7 @@ takes views. Shapes: B rows, N ids of the prompt, W its width in positions, T id
 K alternatives.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +46,7 @@ class Feed:
         self.cached = bool(options.use_cache) and model.decodes_with_cache
         self.copies = copies if self.cached else 1  # still to be made
         self.prompt = prompt if self.cached else prompt.repeated(copies)
+        self.places: list[int] | None = None  # of the cache, one for each row of ids; None while they are in order
         self.full, self.ahead = prompt.width + room, ahead
         self.offset = prompt.width - prompt.ids.shape[1]  # positions less ids
         self.mask = _extended_mask(self.prompt.mask, room)
@@ -68,8 +70,8 @@ class Feed:
             self.seen = 0 if past is None else past[0][0].shape[2]
 
     def in_order(self) -> Any:
-        """The cache, as `generate` returns it; None without one."""
-        return self.cache
+        """The cache, its rows in the order of the ids'; None without one."""
+        return self.cache if self.places is None else self.cache.reorder(self._index(self.places))
 
     def step(self, ids: Tensor, last: int | None = None) -> "NextToken":
         """The next token's logits (B, V) after `ids` (B, T), which continue those of the step before.
@@ -79,6 +81,8 @@ class Feed:
         prompt = self.prompt
         if self.copies > 1:
             ids = prompt.ids  # once; the copies come after
+        elif self.places is not None:
+            ids = ids.index_select(0, self._index(inverse(self.places)))
         total = ids.shape[1] + self.offset
         new = slice(self.seen, total)
         inputs = self.always | (self.once if self.seen < prompt.width else {})
@@ -97,7 +101,33 @@ class Feed:
             out = self._run(ids[:, ids.shape[1] - total + self.seen :], inputs)
         if self.cached:
             self.cache, self.seen = out.cache, total
-        return self._copied(out) if self.copies > 1 else out
+        if self.copies > 1:
+            return self._copied(out)
+        return out if self.places is None else _picked(out, self._index(self.places))
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """The log-probabilities that a step's logits (B, V) stand for."""
+        return logits.log_softmax(dim=-1)
+
+    def follow(self, parents: list[int]) -> None:
+        """From now on each row continues what the row `parents[row]` of the same prompt has been fed.
+
+        Only a row's second and further followers are copied, behind the prompt, to places that nobody follows.
+        """
+        if not self.cached:
+            return
+        if not self.model.forward_is_published:  # it may have kept what it was given
+            self.cache = self.cache.reorder(self._index(parents))
+            return
+        places = parents if self.places is None else [self.places[parent] for parent in parents]
+        self.places, copies = settled(places)
+        if copies:
+            self.cache.copy_rows(self._index(copies.values()), self._index(copies.keys()), self.prompt.width)
+        if self.places == sorted(self.places):
+            self.places = None
+
+    def _index(self, rows: Iterable[int]) -> Tensor:
+        return torch.tensor(list(rows), device=self.prompt.ids.device)
 
     def rewind(self, length: int) -> None:
         """Take back what was fed behind the first `length` ids; those stay in the cache."""
@@ -169,16 +199,43 @@ class Feed:
         rows = torch.arange(len(out.logits), device=out.logits.device).repeat_interleave(self.copies)
         self.copies = 1
         Feed.reorder(self, rows)
+        return _picked(out, rows)._replace(cache=self.cache)
 
-        def pick(value: Tensor) -> Tensor:
-            return value.index_select(0, rows)
 
-        return out._replace(
-            logits=pick(out.logits),
-            cache=self.cache,
-            hidden_states=None if out.hidden_states is None else tuple(map(pick, out.hidden_states)),
-            attentions=None if out.attentions is None else tuple(map(pick, out.attentions)),
-        )
+def _picked(out: "NextToken", rows: Tensor) -> "NextToken":
+    """What the model gave out for `rows` (B',), in that order; the cache as it is."""
+
+    def pick(values: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+        return None if values is None else tuple(value.index_select(0, rows) for value in values)
+
+    return out._replace(
+        logits=out.logits.index_select(0, rows),
+        hidden_states=pick(out.hidden_states),
+        attentions=pick(out.attentions),
+    )
+
+
+def settled(wanted: list[int]) -> tuple[list[int], dict[int, int]]:
+    """A place for each row, given the place that it continues: that one for the first to want it, else an unwanted one.
+
+    Rows of a prompt want places of that prompt only, and get such. Returns also {place: the one to be copied there}.
+    """
+    free = iter(sorted(set(range(len(wanted))).difference(wanted)))
+    places: list[int] = []
+    copies: dict[int, int] = {}
+    taken: set[int] = set()
+    for place in wanted:
+        if place in taken:
+            copies[spare := next(free)] = place
+            place = spare
+        taken.add(place)
+        places.append(place)
+    return places, copies
+
+
+def inverse(places: list[int]) -> list[int]:
+    """The row at each place."""
+    return sorted(range(len(places)), key=places.__getitem__)
 
 
 _TRACES = ("output_attentions", "output_hidden_states")

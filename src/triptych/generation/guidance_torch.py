@@ -54,11 +54,23 @@ class GuidedFeed(Feed):
             self._join(self.negative)
         return out
 
+    def follow(self, parents: list[int]) -> None:
+        """Let each row continue another of its prompt; see `Feed.follow`."""
+        if self.negative is not None:
+            super().follow(parents)
+            self.negative.follow(parents)
+        else:
+            super().follow([*parents, *(len(parents) + parent for parent in parents)])
+
     def rewind(self, length: int) -> None:
         """Take back what was fed behind the first `length` ids."""
         super().rewind(length)
         if self.negative is not None:
             self.negative.rewind(length - self._length + self.negative_ids.shape[1])
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """Guided logits are log-probabilities already, and as documented are not normalised again."""
+        return logits
 
     def branch(self, candidates: Tensor, *, one_by_one: bool = False) -> "NextToken":
         """What would follow each of `candidates` (B, K), guided; see `Feed.branch`."""

@@ -25,8 +25,9 @@ def settle_length(request: Request, prompt: Prompt, max_positions: int | None, *
 
     `last_is_fed` says that the last token needs a position too, which it does where it is tried before it is chosen.
 
-    Raises: ValueError when the options leave no room for a token; SequenceTooLongError when what was asked for
-        exceeds the model's positions. A limit that nobody asked for is lowered, with a warning.
+    Raises: ValueError when the options leave no room for a token, or for the shortest text asked for;
+        SequenceTooLongError when what was asked for exceeds the model's positions. A limit that nobody asked for is
+        lowered, with a warning.
     """
     options, length = request.options, int(prompt.ids.shape[1])
     asked = not request.named.isdisjoint({"max_length", "max_new_tokens"})
@@ -45,13 +46,25 @@ def settle_length(request: Request, prompt: Prompt, max_positions: int | None, *
         options.max_length = length + 1
     if max_positions is not None:
         _fit_positions(request, prompt, max_positions, asked, 0 if last_is_fed else 1)
-    shortest = max(options.min_length or 0, length + (options.min_new_tokens or 0))
-    if shortest > options.max_length:
-        notice(
-            f"The shortest text allowed has {shortest} tokens (min_length, min_new_tokens) but the longest "
-            f"{options.max_length}, where generation stops. Raise max_new_tokens."
-        )
+    _check_minimum(request, length)
     return int(options.max_length - length)
+
+
+def _check_minimum(request: Request, length: int) -> None:
+    options = request.options
+    least = {"min_length": options.min_length or 0, "min_new_tokens": options.min_new_tokens or 0}
+    name = "min_length" if least["min_length"] >= length + least["min_new_tokens"] else "min_new_tokens"
+    shortest = max(least["min_length"], length + least["min_new_tokens"])
+    if shortest <= options.max_length:
+        return
+    longest = f"max_new_tokens={options.max_new_tokens}, " if options.max_new_tokens is not None else ""
+    message = (
+        f"With {name}={least[name]} the shortest text has {shortest} tokens, but the longest allowed "
+        f"{options.max_length} ({longest}max_length={options.max_length}, prompt included). "
+    )
+    if name in request.named:
+        raise ValueError(message + f"Lower {name}, or pass max_new_tokens={shortest - length} or more.")
+    notice(message + "Generation stops there. Raise max_new_tokens.")
 
 
 def _no_room(max_length: int, length: int, asked: bool) -> None:

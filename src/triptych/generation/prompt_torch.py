@@ -93,8 +93,6 @@ def read_negative_prompt(model: Any, prompt: Prompt, options: GenerationConfig, 
     None without guidance. Raises: as `read_prompt`; ValueError for another number of rows.
     """
     if options.guidance_scale in (None, 1):
-        if ids is not None or mask is not None:
-            notice("negative_prompt_ids have an effect only with guidance_scale, above 1 to lead away from them.")
         return None
     require_number("guidance_scale", options.guidance_scale, above=0.0)
     rows = len(prompt.ids)

@@ -29,7 +29,7 @@ class Run:
     feed: Feed
     prompt: Tensor
     options: GenerationConfig
-    transforms: Callable[[Tensor, Tensor], Tensor]
+    transforms: Callable[..., Tensor]
     criteria: Callable[[Tensor, Any], bool | Tensor]
     streamer: Any = None
     drafter: "Drafter | None" = None

@@ -226,6 +226,15 @@ class KeyValueCache(tuple[Pair, ...]):
             return self
         return self.of_layers([layer.rows(rows) for layer in open_layers(self, len(self))])
 
+    def copy_rows(self, sources: Tensor, targets: Tensor, start: int) -> None:
+        """Write the batch rows `sources` over the rows `targets`, from the token `start` on, in place.
+
+        For the one who made the cache with `reorder` and has shown it to nobody. The two must not meet.
+        """
+        for pair in self:
+            for seen in pair:
+                seen[:, :, start:].index_copy_(0, targets, seen[:, :, start:].index_select(0, sources))
+
     def crop(self, length: int) -> Self:
         """A cache of the first `length` tokens.
 
