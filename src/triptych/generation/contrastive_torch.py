@@ -23,7 +23,7 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
     feed.always["output_hidden_states"] = True
     rows, trace = Rows(run), Trace(options)
     step = feed.step(rows.ids)
-    context = _Context(step.hidden_states[-1], feed.mask, options.max_length - rows.length)  # type: ignore[index]
+    context = _Context(step.hidden_states[-1], feed.prompt.mask, options.max_length - rows.length)  # type: ignore[index]
     over = False
     while not over:
         scores = run.transforms(rows.ids, step.logits)
@@ -46,7 +46,7 @@ class _Context:
     def __init__(self, hidden: Tensor, mask: Tensor | None, room: int) -> None:
         self.width = hidden.shape[1]
         self.directions = F.pad(F.normalize(hidden, dim=-1), (0, 0, 0, room))
-        self.padding = None if mask is None else mask == 0
+        self.padding = None if mask is None else F.pad(mask == 0, (0, room))
 
     def likeness(self, hidden: Tensor) -> Tensor:
         """The largest cosine between each candidate, (B, K, C), and a token so far that is no padding: (B, K)."""

@@ -103,6 +103,11 @@ def generate(
         check_token_ids(options, model.config.vocab_size)
         check_assistant(model, assistant_model)
         prompt = read_prompt(model, ids, request)
+        if strategy == "contrastive" and prompt.past is not None:
+            raise ValueError(
+                "Contrastive search compares with the hidden states of the whole text, which past_key_values do not "
+                "hold. Leave past_key_values out."
+            )
         negative = read_negative_prompt(model, prompt, options, negative_prompt_ids, negative_prompt_attention_mask)
         room = settle_length(request, prompt, model.max_positions, last_is_fed=strategy == "contrastive")
         check_constraints(options, room)

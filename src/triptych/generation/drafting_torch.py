@@ -77,19 +77,21 @@ class AssistantModel:
 
 @dataclass(frozen=True)
 class PromptLookup:
-    """The draft is what followed the last time that the text's last few tokens stood in it (Saxena, 2023).
+    """The draft is what followed where the text's last few tokens first stood in it (Saxena, 2023).
 
-    Runs of `longest` tokens are looked for first, then shorter ones; the first place where one stands is taken.
+    Runs of `longest` tokens are looked for before shorter ones. `always` drafts a token, 0, even when nothing is found:
+    sampling then draws as often as the reference, so that a seed gives its ids.
     """
 
     tokens: int
     longest: int = 2
+    always: bool = False
 
     def propose(self, ids: Tensor, room: int) -> tuple[Tensor, Tensor | None]:
-        """Up to `tokens` tokens; rows that find fewer than others guess their last one again, which costs nothing."""
+        """Up to `tokens` tokens; rows that find fewer than others guess 0, which costs nothing."""
         found = [self._followers(row) for row in ids.tolist()]
-        many = min(max(map(len, found)), room)
-        draft = [row[:many] + [int(last)] * (many - len(row)) for row, last in zip(found, ids[:, -1], strict=True)]
+        many = min(max(self.always, *map(len, found)), room)
+        draft = [row[:many] + [0] * (many - len(row)) for row in found]
         return torch.tensor(draft, dtype=ids.dtype, device=ids.device).view(len(ids), many), None
 
     def learn(self, accepted: int, ids: Tensor) -> None:
@@ -117,7 +119,9 @@ def drafter(
     """
     options = request.options
     if assistant is None:
-        return PromptLookup(options.prompt_lookup_num_tokens or 0, options.max_matching_ngram_size or 2)
+        return PromptLookup(
+            options.prompt_lookup_num_tokens or 0, options.max_matching_ngram_size or 2, options.do_sample
+        )
     own = assistant.generation_config or options
     tokens, schedule = (
         getattr(options if name in request.named else own, name)

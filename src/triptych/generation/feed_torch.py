@@ -105,6 +105,10 @@ class Feed:
             return self._copied(out)
         return out if self.places is None else _picked(out, self._index(self.places))
 
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """The log-probabilities that a step's logits (B, V) stand for."""
+        return logits.log_softmax(dim=-1)
+
     def follow(self, parents: list[int]) -> None:
         """From now on each row continues what the row `parents[row]` of the same prompt has been fed.
 

@@ -68,6 +68,10 @@ class GuidedFeed(Feed):
         if self.negative is not None:
             self.negative.rewind(length - self._length + self.negative_ids.shape[1])
 
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """Guided logits are log-probabilities already, and as documented are not normalised again."""
+        return logits
+
     def branch(self, candidates: Tensor, *, one_by_one: bool = False) -> "NextToken":
         """What would follow each of `candidates` (B, K), guided; see `Feed.branch`."""
         if self.negative is None:

@@ -75,7 +75,7 @@ def read_prompt(model: Any, ids: Any, request: Request) -> Prompt:
         if value is not None and tuple(value.shape) not in ((rows, width), (1, width)):
             raise ValueError(f"{name} must have the prompt's shape {(rows, width)}; got {tuple(value.shape)}.")
     if past is not None:
-        _check_past(past, rows, width, embeds)
+        _check_past(model.config, past, rows, width, embeds)
     return Prompt(
         ids=ids,
         embeds=embeds,
@@ -93,8 +93,6 @@ def read_negative_prompt(model: Any, prompt: Prompt, options: GenerationConfig, 
     None without guidance. Raises: as `read_prompt`; ValueError for another number of rows.
     """
     if options.guidance_scale in (None, 1):
-        if ids is not None or mask is not None:
-            notice("negative_prompt_ids have an effect only with guidance_scale, above 1 to lead away from them.")
         return None
     require_number("guidance_scale", options.guidance_scale, above=0.0)
     rows = len(prompt.ids)
@@ -178,7 +176,17 @@ def _checked_mask(mask: Tensor | None, rows: int, width: int, name: str = "atten
     return attended.long()
 
 
-def _check_past(past: Any, rows: int, width: int, embeds: Tensor | None) -> None:
+def _check_past(config: Any, past: Any, rows: int, width: int, embeds: Tensor | None) -> None:
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    if len(past) != layers:
+        raise ValueError(f"past_key_values needs one pair for each of the model's {layers} layers; got {len(past)}.")
+    kinds = {(x.shape[1], x.shape[3]) if x.dim() == 4 else tuple(x.shape) for pair in past for x in pair}
+    wanted = (heads, config.hidden_size // heads)
+    if kinds != {wanted} and not getattr(config, "pruned_heads", None):
+        raise ValueError(
+            f"past_key_values must hold tensors of the model's (heads, head_dim), {wanted}; got {sorted(kinds)}. "
+            "Pass a cache of this model."
+        )
     if embeds is not None:
         raise ValueError("past_key_values continue a prompt of ids; inputs_embeds cannot be given with them.")
     seen, batch = past[0][0].shape[2], past[0][0].shape[0]
