@@ -28,6 +28,7 @@ from transformers import (
 from golden_generation import CASES, ONE, PADDED, SAMPLED, TWO
 
 PAD = {"pad_token_id": 0}
+END = {"eos_token_id": 44, "pad_token_id": 0}
 ENDS = {"eos_token_id": [13, 28, 44, 80], "pad_token_id": 0}
 RULES = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "bad_words_ids": [[44], [7, 8], [75, 16]]}
 BIAS = {"sequence_bias": [[[13], -3.5], [[7, 8, 41], 50.0], [[41, 3], 9.0], [[16], 2.0]]}
@@ -61,9 +62,9 @@ PAIRS = [
     ("beams, bias, shortest text", TWO, BEAMS | ENDS | BIAS | {"min_new_tokens": 4}, (None,)),
     ("beams, suppressed, forced places", TWO, BEAMS | PAD | {"suppress_tokens": [44], "begin_suppress_tokens": [75],
      "forced_decoder_ids": [[6, 7]]}, (None,)),
-    ("beams, rising end", TWO, BEAMS | ENDS | {"exponential_decay_length_penalty": [2, 1.2],
+    ("beams, rising end", TWO, BEAMS | END | {"exponential_decay_length_penalty": [2, 1.2],
      "num_return_sequences": 2}, (None,)),
-    ("beams, short texts", TWO, BEAMS | ENDS | {"length_penalty": -1.0, "num_return_sequences": 4}, (None,)),
+    ("beams, short texts", TWO, BEAMS | END | {"length_penalty": -1.0, "num_return_sequences": 4}, (None,)),
     ("beams, long texts, early", TWO, BEAMS | ENDS | {"length_penalty": 2.0, "early_stopping": True}, (None,)),
     ("beams, never early", TWO, BEAMS | ENDS | {"length_penalty": 0.5, "early_stopping": "never",
      "num_return_sequences": 3}, (None,)),
@@ -80,7 +81,7 @@ PAIRS = [
     ("drawn beams, all warpers", TWO, DRAWN | ENDS | {"temperature": 1.7, "top_k": 20, "top_p": 0.9,
      "renormalize_logits": True, "num_return_sequences": 2}, (0, 1)),
     ("drawn beams, rules", TWO, DRAWN | PAD | RULES | {"top_k": 12, "length_penalty": 0.0}, (0, 1)),
-    ("groups, minimum", TWO, GROUPS | ENDS | {"min_length": 9}, (None,)),
+    ("groups, minimum", TWO, GROUPS | END | {"min_length": 9}, (None,)),
     ("groups, rules", TWO, GROUPS | PAD | RULES, (None,)),
     ("groups of one, bias", TWO, BEAMS | ENDS | BIAS | {"num_beam_groups": 4, "diversity_penalty": 0.4,
      "num_return_sequences": 4}, (None,)),
