@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from triptych.generation.configuration import DEFAULTS, GenerationConfig
+from triptych.generation.configuration import ADDITIONS, DEFAULTS, GenerationConfig
 from triptych.models.gpt_neo.configuration import GPTNeoConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORD = json.loads((GOLDEN / "generation.json").read_text(encoding="utf-8"))
-
-ADDITIONS = ("stop_strings", "min_p", "max_matching_ngram_size")
 
 
 def as_the_reference_has_it(config: GenerationConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from triptych.generation.configuration import DEFAULTS, GenerationConfig
+from triptych.generation.configuration import ADDITIONS, DEFAULTS, GenerationConfig
 from triptych.generation.logits_torch import HammingDiversityLogitsProcessor
 from triptych.modeling_torch import PreTrainedModel
 from triptych.models.fuyu.modeling_torch import FuyuForCausalLM
@@ -22,7 +22,6 @@ FOLDER = GOLDEN / "generation_options"
 RECORD = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))
 CASES = list(enumerate(RECORD["cases"]))
 NAMES = [f"{case['family']}-{case['name']}-{case['seed']}" for _, case in CASES]
-ADDITIONS = {"stop_strings", "min_p", "max_matching_ngram_size"}
 TOLERANCE = {"atol": 1e-4, "rtol": 0}
 
 

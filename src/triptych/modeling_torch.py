@@ -353,6 +353,11 @@ class PreTrainedModel(nn.Module):
         return cls.next_token_logits is not PreTrainedModel.next_token_logits
 
     @property
+    def trained_positions(self) -> int | None:
+        """How many tokens the model was trained to read; past them it still runs, if `max_positions` allows it."""
+        return self.max_positions
+
+    @property
     def max_positions(self) -> int | None:
         """How many tokens fit; None when there is no limit."""
         return self.config.max_position_embeddings  # type: ignore[no-any-return]

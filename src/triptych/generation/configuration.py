@@ -1,8 +1,7 @@
 """`GenerationConfig`: the options of `generate` as an object and as `generation_config.json`.
 
-Names and defaults are those of the documented version (4.37); `stop_strings`, `min_p` and `max_matching_ngram_size` are
-additions, named as in later versions. The order below is the documented one: length, strategy, cache, logits, outputs,
-special tokens, encoder-decoder, assistance.
+Names and defaults are those of the documented version (4.37), but for ADDITIONS. The order below is the documented one:
+length, strategy, cache, logits, outputs, special tokens, encoder-decoder, assistance.
 """
 
 import copy
@@ -16,9 +15,14 @@ from triptych import hub
 from triptych.configuration import FORMAT_VERSION, data_only
 from triptych.files import read_json, staged_folder
 from triptych.generation import strategies
+from triptych.generation.watermarking import WatermarkingConfig
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
+# Options that the documented version does not have.
+ADDITIONS = frozenset(
+    {"stop_strings", "min_p", "max_matching_ngram_size", "json_schema", "regex", "watermarking_config"}
+)
 # Arguments of `generate` that are objects of one call, not settings.
 CALL_ARGUMENTS = (
     "logits_processor",
@@ -37,6 +41,8 @@ class GenerationConfig:
 
     `max_length` counts the prompt, `max_new_tokens` does not and wins over it. `top_k=0`, `top_p=1.0` and None
     switch a filter off. `stop_strings` (a text or a list of texts) ends a row once its new text holds one of them.
+    `json_schema` (text, dict or pydantic model class) or `regex` is what the new text follows. `watermarking_config` (a
+    `WatermarkingConfig`, or its dict) marks the text for a `WatermarkDetector`.
 
     Raises: ValueError when options contradict each other (`check`); a UserWarning names options without effect.
     """
@@ -80,6 +86,9 @@ class GenerationConfig:
     forced_decoder_ids: list[list[int | None]] | None = None
     sequence_bias: Any = None
     guidance_scale: float | None = None
+    json_schema: Any = None
+    regex: str | None = None
+    watermarking_config: Any = None
     low_memory: bool | None = None
 
     num_return_sequences: int = 1
@@ -248,6 +257,10 @@ class GenerationConfig:
         """Every option, as a deep copy that JSON can hold: a dict in `sequence_bias` becomes [[ids, bias], …]."""
         fields = {name: copy.deepcopy(value) for name, value in vars(self).items() if name != "_as_made"}
         fields["transformers_version"] = FORMAT_VERSION
+        if hasattr(self.json_schema, "model_json_schema"):
+            fields["json_schema"] = self.json_schema.model_json_schema()
+        if isinstance(self.watermarking_config, WatermarkingConfig):
+            fields["watermarking_config"] = self.watermarking_config.to_dict()
         if isinstance(self.sequence_bias, dict):
             fields["sequence_bias"] = [[list(ids), bias] for ids, bias in self.sequence_bias.items()]
         return fields
