@@ -109,7 +109,7 @@ def idle_model(model: GPTNeoForCausalLM) -> GPTNeoForCausalLM:
         ({"min_new_tokens": 5, "max_new_tokens": 3}, ValueError, "min_new_tokens=5.*max_new_tokens=3"),
         ({"penalty_alpha": 1.6, "top_k": 4}, ValueError, "penalty_alpha is a probability, from 0 to 1; got 1.6"),
         ({"penalty_alpha": 0.6, "top_k": 4, "use_cache": False}, ValueError, "use_cache=False with penalty_alpha"),
-        ({"constraints": [1], "num_beams": 2}, ValueError, "constrained search"),
+        ({"constraints": [1], "num_beams": 2}, ValueError, "list of Constraint objects; got 1"),
         ({"prompt_lookup_num_tokens": 0}, ValueError, "prompt_lookup_num_tokens must be an int of at least 1; got 0"),
         ({"prompt_lookup_num_tokens": 2, "max_matching_ngram_size": 0}, ValueError, "max_matching_ngram_size.*got 0"),
         ({"prompt_lookup_num_tokens": 2, "penalty_alpha": 0.6}, ValueError, "Drafts.*got penalty_alpha=0.6"),

@@ -22,6 +22,9 @@ from .generation.constraints import (
 )
 from .generation.explain_torch import ExplainedToken as ExplainedToken, explain as explain
 from .generation.grammar_torch import GrammarLogitsProcessor as GrammarLogitsProcessor
+from .generation.guidance_logits_torch import (
+    UnbatchedClassifierFreeGuidanceLogitsProcessor as UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 from .generation.logits_torch import (
     EncoderNoRepeatNGramLogitsProcessor as EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor as EncoderRepetitionPenaltyLogitsProcessor,
