@@ -2,7 +2,7 @@
 
 import copy
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
@@ -18,6 +18,7 @@ from triptych.checkpoints import pretrained_torch
 from triptych.configuration import PretrainedConfig
 from triptych.generation import decoding_torch
 from triptych.generation.configuration import GenerationConfig
+from triptych.generation.transitions_torch import transition_scores
 from triptych.runtime.attention import check_implementation
 from triptych.runtime.cache import KeyValueCache
 
@@ -25,12 +26,20 @@ _OutputClass = TypeVar("_OutputClass", bound=type[outputs.ModelOutput])
 
 
 class NextToken(NamedTuple):
-    """What a decoding step needs of a model: `logits` (B, V) of the last position, in float32, and the cache."""
+    """What a decoding step needs of a model: `logits` (B, V) of the last position, in float32, and the cache.
+
+    Of several positions, where `last` asked for them: (B, last, V).
+    """
 
     logits: Tensor
     cache: KeyValueCache | None
     hidden_states: tuple[Tensor, ...] | None
     attentions: tuple[Tensor, ...] | None
+
+
+def last_positions(x: Tensor, last: int | None) -> Tensor:
+    """The last position of (B, T, …), as (B, …); or the last `last` of them, as (B, last, …)."""
+    return x[:, -1] if last is None else x[:, -last:]
 
 
 class PreTrainedModel(nn.Module):
@@ -348,9 +357,19 @@ class PreTrainedModel(nn.Module):
         """How many tokens fit; None when there is no limit."""
         return self.config.max_position_embeddings  # type: ignore[no-any-return]
 
-    def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
-        """An empty cache with room for `capacity` tokens of each row."""
-        return KeyValueCache.reserved(self.config.num_hidden_layers, capacity)
+    @property
+    def layer_windows(self) -> list[int | None]:
+        """How many tokens each layer sees; None for all of them."""
+        return [None] * self.config.num_hidden_layers
+
+    def new_cache(self, batch_size: int, capacity: int, windowed: bool = False) -> KeyValueCache:
+        """An empty cache with room for `capacity` tokens of each row.
+
+        A `windowed` one costs the memory of the layers' windows, and holds no more than their tokens for them; else
+        it always reads as the documented tuple.
+        """
+        windows = self.layer_windows
+        return KeyValueCache.reserved(len(windows), capacity, windows if windowed else None)
 
     @property
     def forward_is_published(self) -> bool:
@@ -403,6 +422,19 @@ class PreTrainedModel(nn.Module):
             negative_prompt_attention_mask=negative_prompt_attention_mask,
             **kwargs,
         )
+
+    def compute_transition_scores(
+        self,
+        sequences: Tensor,
+        scores: Sequence[Tensor],
+        beam_indices: Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> Tensor:
+        """The score of each generated token (B, N), from what `generate` returned with `output_scores`.
+
+        See `triptych.generation.transitions_torch.transition_scores`.
+        """
+        return transition_scores(sequences, scores, beam_indices, normalize_logits)
 
 
 def _positive(name: str, value: Any) -> int | None:

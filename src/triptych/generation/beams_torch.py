@@ -157,7 +157,7 @@ def decode(run: Run) -> Tensor | GenerateBeamDecoderOnlyOutput:
     search, trace = Search(run), Trace(run.options)
     while True:
         step = run.feed.step(search.ids)
-        raw = step.logits.log_softmax(dim=-1).view(search.prompts, search.groups, search.size, -1)
+        raw = run.feed.log_probabilities(step.logits).view(search.prompts, search.groups, search.size, -1)
         scores: list[Tensor] = []  # (B, G, V) of each group
         chosen: list[Candidates] = []
         for group in range(search.groups):

@@ -1,7 +1,8 @@
 """`GenerationConfig`: the options of `generate` as an object and as `generation_config.json`.
 
 Names and defaults are those of the documented version (4.37); `stop_strings`, `min_p` and `max_matching_ngram_size` are
-additions, named as in later versions. The order below is the documented one: length, strategy, cache, logits, outputs, special tokens, encoder-decoder, assistance.
+additions, named as in later versions. The order below is the documented one: length, strategy, cache, logits, outputs,
+special tokens, encoder-decoder, assistance.
 """
 
 import copy
@@ -14,12 +15,10 @@ from typing import Any, Self
 from triptych import hub
 from triptych.configuration import FORMAT_VERSION, data_only
 from triptych.files import read_json, staged_folder
+from triptych.generation import strategies
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
-# Options that mean something only when sampling, or only to beams.
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-_BEAMS_ONLY = ("early_stopping", "num_beam_groups", "diversity_penalty", "length_penalty", "constraints")
 # Arguments of `generate` that are objects of one call, not settings.
 CALL_ARGUMENTS = (
     "logits_processor",
@@ -39,7 +38,7 @@ class GenerationConfig:
     `max_length` counts the prompt, `max_new_tokens` does not and wins over it. `top_k=0`, `top_p=1.0` and None
     switch a filter off. `stop_strings` (a text or a list of texts) ends a row once its new text holds one of them.
 
-    Raises: ValueError when options contradict each other (`validate`); a UserWarning names options without effect.
+    Raises: ValueError when options contradict each other (`check`); a UserWarning names options without effect.
     """
 
     max_length: int = 20
@@ -121,8 +120,19 @@ class GenerationConfig:
     def validate(self, is_init: bool = False) -> None:
         """Check the options against each other.
 
-        Raises: ValueError for options that exclude each other or belong to the call of `generate`. A UserWarning
-            names each option that has no effect without another.
+        Raises: ValueError as `check` does. One UserWarning names the options that have no effect beside the others.
+        """
+        self.check()
+        changed = {name: getattr(self, name) for name in FIELDS if getattr(self, name) not in (None, DEFAULTS[name])}
+        useless = " ".join(strategies.without_effect(self, {}, changed, settings_alone=True))
+        if useless:
+            where = " The generation config was made (or its file written) with this." if is_init else ""
+            warnings.warn(useless + where, stacklevel=3 if is_init else 2)
+
+    def check(self) -> None:
+        """Refuse options that exclude each other or belong to the call of `generate`.
+
+        Raises: ValueError.
         """
         if self.early_stopping not in (True, False, "never"):
             raise ValueError(f"early_stopping must be True, False or 'never'; got {self.early_stopping!r}.")
@@ -132,18 +142,8 @@ class GenerationConfig:
                 f"A GenerationConfig holds settings, and {', '.join(misplaced)} is an argument of one call. "
                 "Pass it to generate()."
             )
-        if self.num_return_sequences != 1:
-            self._validate_number_of_sequences()
-        where = " The generation config was made (or its file written) with it." if is_init else ""
-        if self.do_sample is False:
-            for name in self._changed(_SAMPLING_ONLY):
-                if name != "top_k" or self.penalty_alpha is None:  # contrastive search reads top_k too
-                    self._warn_without_effect(name, "sampling", "pass do_sample=True", where)
-        if self.num_beams == 1:
-            for name in self._changed(_BEAMS_ONLY):
-                self._warn_without_effect(name, "beam search", "use num_beams above 1", where)
-
-    def _validate_number_of_sequences(self) -> None:
+        if self.num_return_sequences == 1:
+            return
         if self.num_beams == 1 and self.do_sample is False:
             raise ValueError(
                 "Greedy decoding gives one sequence per prompt, so num_return_sequences must be 1; "
@@ -153,15 +153,6 @@ class GenerationConfig:
             raise ValueError(
                 f"num_return_sequences must not exceed num_beams ({self.num_beams}); got {self.num_return_sequences}."
             )
-
-    def _changed(self, names: tuple[str, ...]) -> list[str]:
-        return [name for name in names if getattr(self, name) not in (None, DEFAULTS[name])]
-
-    def _warn_without_effect(self, name: str, mode: str, remedy: str, where: str) -> None:
-        warnings.warn(
-            f"{name}={getattr(self, name)!r} has an effect only in {mode}: {remedy}, or leave {name} out.{where}",
-            stacklevel=4 if where else 3,
-        )
 
     # -- files -------------------------------------------------------------------------------------------------
 

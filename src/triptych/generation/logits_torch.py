@@ -193,7 +193,9 @@ class HammingDiversityLogitsProcessor(LogitsProcessor):
                 "Make num_beams a multiple of it."
             )
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, current_tokens: Tensor, beam_group_idx: int) -> Tensor:
+    def __call__(  # type: ignore[override]  # LogitsProcessorList passes on what more it takes
+        self, input_ids: Tensor, scores: Tensor, current_tokens: Tensor, beam_group_idx: int
+    ) -> Tensor:
         """The scores (B * G, V) of a group of G beams, less `diversity_penalty` for each earlier choice of a token.
 
         `current_tokens` (B * num_beams,) are this step's tokens; those of the groups before `beam_group_idx` count.
@@ -420,7 +422,8 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
             return scores
         index = _index(as_ids(self.eos_token_id), scores.device)
         ends = scores.index_select(1, index)
-        return scores.index_copy(1, index, ends + ends.abs() * (factor**past - 1))
+        raised = ends + ends.abs() * (factor**past - 1)
+        return scores.index_copy(1, index, raised.where(ends.isfinite(), ends))  # a forbidden end stays so
 
 
 @dataclass(frozen=True, slots=True)

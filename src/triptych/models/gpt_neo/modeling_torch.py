@@ -25,7 +25,7 @@ from triptych.inputs_torch import (
     sum_of_embeddings,
 )
 from triptych.losses_torch import last_token, next_token_loss, sequence_loss, span_loss, token_loss
-from triptych.modeling_torch import NextToken, PreTrainedModel, kept_after_pruning, selected
+from triptych.modeling_torch import NextToken, PreTrainedModel, kept_after_pruning, last_positions, selected
 from triptych.models.gpt_neo.configuration import GPTNeoConfig
 from triptych.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
@@ -165,6 +165,12 @@ class GPTNeoPreTrainedModel(PreTrainedModel):
     _no_split_modules: ClassVar[list[str]] = ["GPTNeoBlock"]
     # causal masks, which old checkpoints hold as buffers
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"h\.\d+\.attn\.(attention\.)?(masked_)?bias"]
+
+    @property
+    def layer_windows(self) -> list[int | None]:
+        """How many tokens each layer sees: `config.window_size` in local ones, else None for all."""
+        config = self.config
+        return [config.window_size if kind == "local" else None for kind in config.attention_layers]
 
 
 class GPTNeoModel(GPTNeoPreTrainedModel):
@@ -352,16 +358,17 @@ class GPTNeoForCausalLM(GPTNeoPreTrainedModel):
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: logits (B, V) of the last position only, and the cache.
 
-        Takes `cache` (None to go without), and what `GPTNeoModel.forward` takes.
+        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), and what
+        `GPTNeoModel.forward` takes.
         """
-        cache = model_inputs.pop("cache", None)
+        cache, last = model_inputs.pop("cache", None), model_inputs.pop("last", None)
         model_inputs |= {"past_key_values": cache, "use_cache": cache is not None, "return_dict": True}
         if self.forward_is_published:
             out = self.transformer(input_ids, **model_inputs)
-            logits = self.lm_head(out.last_hidden_state[:, -1])  # (B, V)
+            logits = self.lm_head(last_positions(out.last_hidden_state, last))
         else:
             out = self(input_ids, **model_inputs)
-            logits = out.logits[:, -1]
+            logits = last_positions(out.logits, last)
         return NextToken(logits.float(), out.past_key_values, out.hidden_states, out.attentions)
 
 

@@ -27,7 +27,14 @@ from triptych.inputs_torch import (
     sum_of_embeddings,
 )
 from triptych.losses_torch import choice_loss, last_token, next_token_loss, sequence_loss
-from triptych.modeling_torch import NextToken, PreTrainedModel, kept_after_pruning, register_output, selected
+from triptych.modeling_torch import (
+    NextToken,
+    PreTrainedModel,
+    kept_after_pruning,
+    last_positions,
+    register_output,
+    selected,
+)
 from triptych.models.openai_gpt.configuration import OpenAIGPTConfig
 from triptych.outputs import BaseModelOutput, CausalLMOutput, ModelOutput, SequenceClassifierOutput
 from triptych.runtime.attention import AttentionMask, attend, merge_heads, split_heads
@@ -246,10 +253,10 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         shape, device = shape_of_inputs(input_ids, inputs_embeds)
         batch, length = math.prod(shape[:-1]), shape[-1]
         past = layers[0].length if layers else 0
-        check_length(past + length, config.n_positions, past)
         head_masks = per_layer_head_mask(head_mask, config.n_layer, config.n_head)
         mask = AttentionMask.of(attention_mask, batch, length, past, device)
         if position_ids is None:
+            check_length(past + length, config.n_positions, past)
             position_ids = counted_positions(attention_mask, past, length, device)
         x = sum_of_embeddings(
             self.tokens_embed,
@@ -355,15 +362,16 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: logits (B, V) of the last position only, and the cache.
 
-        Takes `cache` (None to go without), and what `OpenAIGPTModel.forward` takes.
+        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), and what
+        `OpenAIGPTModel.forward` takes.
         """
-        cache = model_inputs.pop("cache", None)
+        cache, last = model_inputs.pop("cache", None), model_inputs.pop("last", None)
         if not self.forward_is_published:
             out = self(input_ids, return_dict=True, **model_inputs)
-            return NextToken(out.logits[:, -1].float(), None, out.hidden_states, out.attentions)
+            return NextToken(last_positions(out.logits, last).float(), None, out.hidden_states, out.attentions)
         layers = open_layers(cache, self.config.n_layer) if cache is not None else None
         base = self.transformer.continue_from(layers, input_ids, **model_inputs)
-        logits = self.lm_head(base.last_hidden_state[:, -1])  # (B, V)
+        logits = self.lm_head(last_positions(base.last_hidden_state, last))
         seen = KeyValueCache.of_layers(layers) if layers is not None else None
         return NextToken(logits.float(), seen, base.hidden_states, base.attentions)
 

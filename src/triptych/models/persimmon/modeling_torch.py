@@ -19,7 +19,7 @@ from triptych.activations_torch import Activation
 from triptych.configuration import PretrainedConfig
 from triptych.inputs_torch import check_positions_shape, check_token_ids, counted_positions, shape_of_inputs
 from triptych.losses_torch import next_token_loss
-from triptych.modeling_torch import NextToken, PreTrainedModel
+from triptych.modeling_torch import NextToken, PreTrainedModel, last_positions
 from triptych.models.persimmon.configuration import PersimmonConfig
 from triptych.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from triptych.runtime.attention import AttentionMask, attend, merge_heads
@@ -361,14 +361,15 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: logits (B, V) of the last position only, and the cache.
 
-        Takes `cache` (None to go without), and what `PersimmonModel.forward` takes.
+        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), and what
+        `PersimmonModel.forward` takes.
         """
-        cache = model_inputs.pop("cache", None)
+        cache, last = model_inputs.pop("cache", None), model_inputs.pop("last", None)
         model_inputs |= {"past_key_values": cache, "use_cache": cache is not None, "return_dict": True}
         if self.forward_is_published:
             out = self.model(input_ids, **model_inputs)
-            logits = self.lm_head(out.last_hidden_state[:, -1])  # (B, V)
+            logits = self.lm_head(last_positions(out.last_hidden_state, last))
         else:
             out = self(input_ids, **model_inputs)
-            logits = out.logits[:, -1]
+            logits = last_positions(out.logits, last)
         return NextToken(logits.float(), out.past_key_values, out.hidden_states, out.attentions)
