@@ -100,6 +100,7 @@ def generate(
         }
         request = resolve(model, generation_config, kwargs, arguments=arguments, inputs=_inputs(model))
         options, strategy = request.options, request.strategy
+        options.do_sample = options.do_sample and strategy != "constrained beam"  # as was said
         check_token_ids(options, model.config.vocab_size)
         check_assistant(model, assistant_model)
         prompt = read_prompt(model, ids, request)
@@ -119,7 +120,7 @@ def generate(
                 prompt, copies = prompt.repeated(copies), 1
             how = {
                 "copies": copies,
-                "whole": strategy not in ("greedy", "sample"),
+                "whole": strategy in ("contrastive", "assisted"),
                 "ahead": options.top_k if strategy == "contrastive" else 0,
                 "in_step": in_step,
             }

@@ -105,10 +105,6 @@ IMPOSSIBLE: tuple[tuple[Test, str], ...] = (
         "Leave it out.",
     ),
     (
-        lambda o, a: o.constraints is not None and o.force_words_ids is not None,
-        "force_words_ids is short for constraints, and both were given. Put all words into constraints.",
-    ),
-    (
         lambda o, a: a.get("assistant_model") is not None and o.prompt_lookup_num_tokens is not None,
         "assistant_model and prompt_lookup_num_tokens both write drafts. Pass one of them.",
     ),

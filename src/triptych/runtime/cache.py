@@ -229,11 +229,12 @@ class KeyValueCache(tuple[Pair, ...]):
     def copy_rows(self, sources: Tensor, targets: Tensor, start: int) -> None:
         """Write the batch rows `sources` over the rows `targets`, from the token `start` on, in place.
 
-        For the one who made the cache with `reorder` and has shown it to nobody. The two must not meet.
+        For the one who made the cache with `reorder` and has shown it to nobody. No row may be in both.
         """
-        for pair in self:
+        for layer, pair in zip(open_layers(self, len(self)), self, strict=True):
             for seen in pair:
-                seen[:, :, start:].index_copy_(0, targets, seen[:, :, start:].index_select(0, sources))
+                part = seen[:, :, max(start - layer.first, 0) :]
+                part.index_copy_(0, targets.to(part.device), part.index_select(0, sources.to(part.device)))
 
     def crop(self, length: int) -> Self:
         """A cache of the first `length` tokens.
