@@ -141,3 +141,16 @@ def test_guidance_needs_a_prompt_for_each_row(models: dict[str, PreTrainedModel]
         transform(torch.ones(2, 2).long(), torch.zeros(2, 97))
     with pytest.raises(ValueError, match="guidance_scale must be a number above 0"):
         UnbatchedClassifierFreeGuidanceLogitsProcessor(0.0, models["gpt_neo"])
+
+
+def test_scores_that_do_not_belong_to_the_texts_are_refused(models: dict[str, PreTrainedModel]) -> None:
+    model, asked = models["gpt_neo"], {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 3}
+    output = model.generate(torch.tensor([[5, 6]]), num_beams=3, num_return_sequences=2, pad_token_id=0, **asked)
+    with pytest.raises(ValueError, match=r"one call of generate.*pass beam_indices too"):
+        model.compute_transition_scores(output.sequences, output.scores)
+    with pytest.raises(ValueError, match="output_scores=True"):
+        model.compute_transition_scores(output.sequences, ())
+    by_name = model.compute_transition_scores(
+        sequences=output.sequences, scores=output.scores, beam_indices=output.beam_indices, normalize_logits=False
+    )
+    assert by_name.shape == (2, 3)

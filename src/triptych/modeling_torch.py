@@ -2,7 +2,7 @@
 
 import copy
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
@@ -428,18 +428,7 @@ class PreTrainedModel(nn.Module):
             **kwargs,
         )
 
-    def compute_transition_scores(
-        self,
-        sequences: Tensor,
-        scores: Sequence[Tensor],
-        beam_indices: Tensor | None = None,
-        normalize_logits: bool = False,
-    ) -> Tensor:
-        """The score of each generated token (B, N), from what `generate` returned with `output_scores`.
-
-        See `triptych.generation.transitions_torch.transition_scores`.
-        """
-        return transition_scores(sequences, scores, beam_indices, normalize_logits)
+    compute_transition_scores = staticmethod(transition_scores)
 
 
 def _positive(name: str, value: Any) -> int | None:

@@ -23,6 +23,7 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 ADDITIONS = frozenset(
     {"stop_strings", "min_p", "max_matching_ngram_size", "json_schema", "regex", "watermarking_config"}
 )
+_METADATA = ("_from_model_config", "transformers_version")
 # Arguments of `generate` that are objects of one call, not settings.
 CALL_ARGUMENTS = (
     "logits_processor",
@@ -251,7 +252,8 @@ class GenerationConfig:
         return self._as_made is not None and self._as_made == self._options_text()
 
     def _options_text(self) -> str:
-        return self.to_json_string(use_diff=False, ignore_metadata=True)
+        fields = {name: value for name, value in self.to_dict().items() if name not in _METADATA}
+        return json.dumps(fields, sort_keys=True, default=_told)
 
     def to_dict(self) -> dict[str, Any]:
         """Every option, as a deep copy that JSON can hold: a dict in `sequence_bias` becomes [[ids, bias], …]."""
@@ -271,12 +273,21 @@ class GenerationConfig:
         return {k: v for k, v in self.to_dict().items() if k not in defaults or v != defaults[k]}
 
     def to_json_string(self, use_diff: bool = True, ignore_metadata: bool = False) -> str:
-        """The text of `generation_config.json`, keys sorted; metadata are the version and the origin."""
+        """The text of `generation_config.json`, keys sorted; metadata are the version and the origin.
+
+        Raises: ValueError for an option whose value is an object.
+        """
         fields = self.to_diff_dict() if use_diff else self.to_dict()
         if ignore_metadata:
-            for name in ("_from_model_config", "transformers_version"):
+            for name in _METADATA:
                 fields.pop(name, None)
-        return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+        try:
+            return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+        except TypeError as error:
+            raise ValueError(
+                f"Options are written as JSON, which has no room for all of these: {error}. "
+                "Pass objects to generate(), and words as force_words_ids."
+            ) from error
 
     def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
         """Write the JSON text to a file, whole or not at all."""
@@ -301,7 +312,13 @@ class GenerationConfig:
 
     def __repr__(self) -> str:
         """The class and the options that differ from the defaults."""
-        return f"{type(self).__name__} {self.to_json_string(ignore_metadata=True)}"
+        fields = {name: value for name, value in self.to_diff_dict().items() if name not in _METADATA}
+        return f"{type(self).__name__} {json.dumps(fields, indent=2, sort_keys=True, default=_told)}\n"
+
+
+def _told(value: Any) -> str:
+    """An object that JSON has no room for, by its kind and what it holds."""
+    return f"{type(value).__name__}({getattr(value, '__dict__', repr(value))})"
 
 
 # The documented options and their defaults, read off the class; `generation_kwargs` is a fresh dict each time.
