@@ -3,6 +3,7 @@
 import copy
 import json
 
+import accelerate
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -655,3 +656,15 @@ def test_a_configuration_that_no_model_can_have_is_refused(what):
 def test_heads_cannot_be_pruned():
     with pytest.raises(TypeError, match="FuyuForCausalLM does not support head pruning"):
         make().prune_heads({0: [1]})
+
+
+def test_a_device_map_never_cuts_a_layer_in_two():
+    model = make()
+    layer = model.language_model.model.layers[0]
+    size = sum(p.nbytes for p in layer.parameters())
+    whole = accelerate.infer_auto_device_map(
+        model, max_memory={0: size, "cpu": 10**9}, no_split_module_classes=model._no_split_modules
+    )
+    cut = accelerate.infer_auto_device_map(model, max_memory={0: size, "cpu": 10**9}, no_split_module_classes=[])
+    assert any(".layers.0." in name for name in cut), "this much memory would cut a layer"
+    assert not any(".layers.0." in name or ".layers.1." in name for name in whole)

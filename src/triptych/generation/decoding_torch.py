@@ -1,7 +1,7 @@
 """`generate` in PyTorch: from a prompt to the finished ids, token by token.
 
 `read_prompt` and `settle_length` check the call, `pipeline_torch` makes the transforms and criteria, `Feed` turns the
-ids so far into the next token's logits, and `_decode` is the loop. Other strategies get a loop of their own beside it.
+ids so far into the next token's logits, and a strategy (`sampling_torch`, …) is the loop over a `Run`.
 
 Shapes: B rows, N ids of the prompt, T ids so far, V vocabulary.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from triptych.generation import pipeline_torch
+from triptych.generation import pipeline_torch, sampling_torch
 from triptych.generation.checks import as_ids, require_int
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.feed_torch import Feed
@@ -20,9 +20,10 @@ from triptych.generation.lengths import settle_length
 from triptych.generation.options import check_token_ids, notice, refuse_unsupported_arguments, resolve
 from triptych.generation.outputs import GenerateDecoderOnlyOutput
 from triptych.generation.prompt_torch import read_prompt
+from triptych.generation.run_torch import Run
 
 if TYPE_CHECKING:
-    from triptych.modeling_torch import NextToken, PreTrainedModel
+    from triptych.modeling_torch import PreTrainedModel
 
 
 def generate(
@@ -76,9 +77,15 @@ def generate(
             all_ids = prompt.ids.repeat_interleave(options.num_return_sequences, dim=0)
             _settle_padding(options, len(all_ids), model.config.vocab_size)
             call = pipeline_torch.Call(options, all_ids, prefix_allowed_tokens_fn, tokenizer)
-            transforms = pipeline_torch.transforms(call, logits_processor)
-            criteria = pipeline_torch.criteria(call, stopping_criteria)
-            return _decode(feed, all_ids, options, transforms, criteria, streamer)
+            run = Run(
+                feed=feed,
+                prompt=all_ids,
+                options=options,
+                transforms=pipeline_torch.transforms(call, logits_processor),
+                criteria=pipeline_torch.criteria(call, stopping_criteria),
+                streamer=streamer,
+            )
+            return sampling_torch.decode(run)
     finally:
         if streamer is not None:
             streamer.end()
@@ -111,94 +118,4 @@ def _settle_padding(options: GenerationConfig, rows: int, vocab_size: int) -> No
         raise ValueError(
             f"pad_token_id must be from 0 to {vocab_size - 1}, the vocabulary's size less one; "
             f"got {options.pad_token_id}."
-        )
-
-
-def _decode(
-    feed: Feed,
-    prompt: Tensor,
-    options: GenerationConfig,
-    transforms: Callable[[Tensor, Tensor], Tensor],
-    criteria: Callable[[Tensor, Any], bool | Tensor],
-    streamer: Any,
-) -> Tensor | GenerateDecoderOnlyOutput:
-    """Greedy decoding and sampling: transform the logits, choose a token for each row, until all rows end.
-
-    `prompt` (B, N). At each step one `torch.multinomial` on the probabilities (B, V) draws all rows' tokens.
-    """
-    rows, length = prompt.shape
-    ids = prompt.new_zeros((rows, options.max_length))
-    ids[:, :length] = prompt
-    ends = torch.tensor(as_ids(options.eos_token_id), dtype=torch.long, device=ids.device)
-    running = torch.ones(rows, dtype=torch.bool, device=ids.device)
-    trace = _Trace(options)
-    if streamer is not None:
-        streamer.put(prompt.cpu())
-    while True:
-        step = feed.step(ids[:, :length])
-        scores = transforms(ids[:, :length], step.logits)
-        trace.add(scores, step)
-        tokens = _drawn(scores) if options.do_sample else scores.argmax(dim=-1)  # (B,)
-        if rows > 1 and options.pad_token_id is not None:
-            tokens = tokens.where(running, options.pad_token_id)
-        ids[:, length] = tokens
-        length += 1
-        if streamer is not None:
-            streamer.put(tokens.cpu())
-        if len(ends):
-            running &= (tokens[:, None] != ends).all(dim=1)
-        verdict = criteria(ids[:, :length], trace.scores)
-        if isinstance(verdict, Tensor):
-            running &= ~verdict
-        elif verdict:
-            break
-        if (len(ends) or isinstance(verdict, Tensor)) and not bool(running.any()):
-            break
-    sequences = ids[:, :length].clone()
-    return trace.output(sequences, step.cache) if options.return_dict_in_generate else sequences
-
-
-def _drawn(scores: Tensor) -> Tensor:
-    """One token per row, drawn with the probabilities that the scores (B, V) stand for.
-
-    Raises: ValueError when they stand for none: a score is NaN or +inf, or every token of a row is ruled out.
-    """
-    probabilities = scores.softmax(dim=-1)
-    try:
-        return torch.multinomial(probabilities, num_samples=1).squeeze(1)
-    except RuntimeError as error:
-        if bool(probabilities.isfinite().all()):
-            raise
-        raise ValueError(
-            "The scores give no distribution to draw from: one is NaN or infinite, or all tokens are ruled out. "
-            "Use bfloat16 or float32 weights, allow more tokens, or pass remove_invalid_values=True."
-        ) from error
-
-
-class _Trace:
-    """What the steps leave behind for the output, where it was asked for."""
-
-    def __init__(self, options: GenerationConfig) -> None:
-        asked = options.return_dict_in_generate
-        self.scores: tuple[Tensor, ...] | None = () if asked and options.output_scores else None
-        self.attentions: list[Any] | None = [] if asked and options.output_attentions else None
-        self.hidden_states: list[Any] | None = [] if asked and options.output_hidden_states else None
-
-    def add(self, scores: Tensor, step: "NextToken") -> None:
-        """Keep one step's transformed scores (B, V) and what the model gave out."""
-        if self.scores is not None:
-            self.scores += (scores,)
-        if self.attentions is not None:
-            self.attentions.append(step.attentions)
-        if self.hidden_states is not None:
-            self.hidden_states.append(step.hidden_states)
-
-    def output(self, sequences: Tensor, cache: Any) -> GenerateDecoderOnlyOutput:
-        """The documented output object."""
-        return GenerateDecoderOnlyOutput(
-            sequences=sequences,
-            scores=self.scores,
-            attentions=None if self.attentions is None else tuple(self.attentions),
-            hidden_states=None if self.hidden_states is None else tuple(self.hidden_states),
-            past_key_values=cache,
         )

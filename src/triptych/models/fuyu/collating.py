@@ -65,12 +65,7 @@ class FuyuDataCollator:
             images = [] if images is None else [images]
         prompt = self.processor.row(example["text"], images)
         answer = [*self.processor.text_ids(example["answer"], prompt.pictures), eos]
-        row = replace(
-            prompt,
-            ids=prompt.ids + answer,
-            indices=prompt.indices + [-1] * len(answer),
-            special=prompt.special + [0] * (len(answer) - 1) + [1],
-        )
+        row = replace(prompt, ids=prompt.ids + answer, indices=prompt.indices + [-1] * len(answer))
         if self.max_length is not None and len(row.ids) > self.max_length:
             raise SequenceTooLongError(
                 f"A row may have max_length={self.max_length} tokens; this has {len(row.ids)}, of which "

@@ -125,7 +125,6 @@ class FuyuProcessor:
         """
         if text is None and images is None:
             raise ValueError("A call needs text, images or both, and both are None.")
-        shared: dict[str, Any] = {"verbose": verbose}
         if images is None:
             return self._texts_alone(
                 text,
@@ -143,7 +142,7 @@ class FuyuProcessor:
                 return_token_type_ids=return_token_type_ids,
                 return_length=return_length,
                 return_tensors=return_tensors,
-                **shared,
+                verbose=verbose,
             )
         if return_overflowing_tokens or return_offsets_mapping:
             raise ValueError(
