@@ -24,7 +24,7 @@ from triptych.inputs_torch import (
     shape_of_inputs,
     sum_of_embeddings,
 )
-from triptych.losses_torch import last_token, next_token_loss, sequence_loss, span_loss, token_loss
+from triptych.losses_torch import last_token, logits_and_loss, sequence_loss, span_loss, token_loss
 from triptych.modeling_torch import NextToken, PreTrainedModel, kept_after_pruning, selected
 from triptych.models.gpt_neo.configuration import GPTNeoConfig
 from triptych.outputs import (
@@ -345,9 +345,9 @@ class GPTNeoForCausalLM(GPTNeoPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.lm_head(base.last_hidden_state)  # (B, T, V)
+        logits, loss = logits_and_loss(self.lm_head, base.last_hidden_state, labels)  # (B, T, V), ()
         output = CausalLMOutputWithCrossAttentions(
-            loss=next_token_loss(logits, labels) if labels is not None else None,
+            loss=loss,
             logits=logits,
             past_key_values=base.past_key_values,
             hidden_states=base.hidden_states,

@@ -26,7 +26,7 @@ from triptych.inputs_torch import (
     shape_of_inputs,
     sum_of_embeddings,
 )
-from triptych.losses_torch import choice_loss, last_token, next_token_loss, sequence_loss
+from triptych.losses_torch import choice_loss, last_token, logits_and_loss, sequence_loss
 from triptych.modeling_torch import NextToken, PreTrainedModel, kept_after_pruning, register_output, selected
 from triptych.models.openai_gpt.configuration import OpenAIGPTConfig
 from triptych.outputs import BaseModelOutput, CausalLMOutput, ModelOutput, SequenceClassifierOutput
@@ -338,9 +338,9 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.lm_head(base.last_hidden_state)  # (B, T, V)
+        logits, loss = logits_and_loss(self.lm_head, base.last_hidden_state, labels)  # (B, T, V), ()
         output = CausalLMOutput(
-            loss=next_token_loss(logits, labels) if labels is not None else None,
+            loss=loss,
             logits=logits,
             hidden_states=base.hidden_states,
             attentions=base.attentions,
@@ -488,7 +488,7 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
             return_dict=True,
         )
         x = base.last_hidden_state  # (B, choices, T, C)
-        logits = self.lm_head(x)  # (B, choices, T, V)
+        logits, loss = logits_and_loss(self.lm_head, x, labels)  # (B, choices, T, V), ()
         texts = x.reshape(-1, *x.shape[-2:])  # (B * choices, T, C)
         places = mc_token_ids.flatten() if mc_token_ids is not None else None
         scores = self.multiple_choice_head(texts, _as_rows(attention_mask), places)  # (B * choices, 1 or C)
@@ -497,7 +497,7 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
         if mc_labels is not None:
             mc_loss = choice_loss(mc_logits.reshape(-1, mc_logits.shape[-1]), mc_labels)
         output = OpenAIGPTDoubleHeadsModelOutput(
-            loss=next_token_loss(logits, labels) if labels is not None else None,
+            loss=loss,
             mc_loss=mc_loss,
             logits=logits,
             mc_logits=mc_logits,

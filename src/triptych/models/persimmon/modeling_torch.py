@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from triptych.activations_torch import Activation
 from triptych.configuration import PretrainedConfig
 from triptych.inputs_torch import check_positions_shape, check_token_ids, counted_positions, shape_of_inputs
-from triptych.losses_torch import next_token_loss
+from triptych.losses_torch import logits_and_loss
 from triptych.modeling_torch import NextToken, PreTrainedModel
 from triptych.models.persimmon.configuration import PersimmonConfig
 from triptych.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -348,9 +348,9 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.lm_head(base.last_hidden_state)  # (B, T, V)
+        logits, loss = logits_and_loss(self.lm_head, base.last_hidden_state, labels)  # (B, T, V), ()
         output = CausalLMOutputWithPast(
-            loss=next_token_loss(logits, labels) if labels is not None else None,
+            loss=loss,
             logits=logits,
             past_key_values=base.past_key_values,
             hidden_states=base.hidden_states,
