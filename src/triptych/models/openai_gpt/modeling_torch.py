@@ -29,9 +29,11 @@ from triptych.inputs_torch import (
 from triptych.losses_torch import choice_loss, last_token, logits_and_loss, sequence_loss
 from triptych.modeling_torch import NextToken, PreTrainedModel, kept_after_pruning, register_output, selected
 from triptych.models.openai_gpt.configuration import OpenAIGPTConfig
+from triptych.models.openai_gpt.step_torch import OpenAIGPTStep
 from triptych.outputs import BaseModelOutput, CausalLMOutput, ModelOutput, SequenceClassifierOutput
 from triptych.runtime.attention import AttentionMask, attend, merge_heads, split_heads
 from triptych.runtime.cache import KeyValueCache, LayerCache, open_layers
+from triptych.runtime.preparing import step_of, without_flags
 
 
 class Conv1D(nn.Module):
@@ -243,24 +245,10 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         config = self.config
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        shape, device = shape_of_inputs(input_ids, inputs_embeds)
-        batch, length = math.prod(shape[:-1]), shape[-1]
-        past = layers[0].length if layers else 0
-        check_length(past + length, config.n_positions, past)
+        shape, _ = shape_of_inputs(input_ids, inputs_embeds)
         head_masks = per_layer_head_mask(head_mask, config.n_layer, config.n_head)
-        mask = AttentionMask.of(attention_mask, batch, length, past, device)
-        if position_ids is None:
-            position_ids = counted_positions(attention_mask, past, length, device)
-        x = sum_of_embeddings(
-            self.tokens_embed,
-            self.positions_embed,
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            batch=batch,
-            length=length,
-        )
+        past = layers[0].length if layers else 0
+        x, mask = self.enter(past, input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids)
         x = self.drop(x)  # (B, T, C)
 
         recompute = self.gradient_checkpointing if self.training and torch.is_grad_enabled() and not layers else None
@@ -281,6 +269,34 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
+
+    def enter(
+        self,
+        past: int,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> tuple[Tensor, AttentionMask]:
+        """What the first block is given: vectors (B, T, C) of the new tokens behind `past` others, and the mask."""
+        shape, device = shape_of_inputs(input_ids, inputs_embeds)
+        batch, length = math.prod(shape[:-1]), shape[-1]
+        check_length(past + length, self.config.n_positions, past)
+        mask = AttentionMask.of(attention_mask, batch, length, past, device)
+        if position_ids is None:
+            position_ids = counted_positions(attention_mask, past, length, device)
+        x = sum_of_embeddings(
+            self.tokens_embed,
+            self.positions_embed,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            batch=batch,
+            length=length,
+        )
+        return x, mask
 
 
 def _as_rows(values: Tensor | None) -> Tensor | None:
@@ -362,6 +378,11 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
             out = self(input_ids, return_dict=True, **model_inputs)
             return NextToken(out.logits[:, -1].float(), None, out.hidden_states, out.attentions)
         layers = open_layers(cache, self.config.n_layer) if cache is not None else None
+        if layers is not None and input_ids is not None and input_ids.dim() == 2:
+            step = step_of(self, OpenAIGPTStep, input_ids.shape[1], model_inputs)
+            if step is not None:
+                x, mask = self.transformer.enter(layers[0].length, input_ids, **without_flags(model_inputs))
+                return NextToken(step(x[:, 0], mask, layers), KeyValueCache.of_layers(layers), None, None)
         base = self.transformer.continue_from(layers, input_ids, **model_inputs)
         logits = self.lm_head(base.last_hidden_state[:, -1])  # (B, V)
         seen = KeyValueCache.of_layers(layers) if layers is not None else None
