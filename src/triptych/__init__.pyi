@@ -17,8 +17,17 @@ from .auto import (
 )
 from .configuration import PretrainedConfig as PretrainedConfig
 from .generation.configuration import GenerationConfig as GenerationConfig
+from .generation.constraints import (
+    Constraint as Constraint,
+    ConstraintListState as ConstraintListState,
+    DisjunctiveConstraint as DisjunctiveConstraint,
+    PhrasalConstraint as PhrasalConstraint,
+)
 from .generation.explain_torch import ExplainedToken as ExplainedToken, explain as explain
 from .generation.grammar_torch import GrammarLogitsProcessor as GrammarLogitsProcessor
+from .generation.guidance_logits_torch import (
+    UnbatchedClassifierFreeGuidanceLogitsProcessor as UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 from .generation.logits_torch import (
     EncoderNoRepeatNGramLogitsProcessor as EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor as EncoderRepetitionPenaltyLogitsProcessor,
@@ -26,6 +35,7 @@ from .generation.logits_torch import (
     ForcedBOSTokenLogitsProcessor as ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor as ForcedEOSTokenLogitsProcessor,
     ForceTokensLogitsProcessor as ForceTokensLogitsProcessor,
+    HammingDiversityLogitsProcessor as HammingDiversityLogitsProcessor,
     InfNanRemoveLogitsProcessor as InfNanRemoveLogitsProcessor,
     LogitNormalization as LogitNormalization,
     LogitsProcessor as LogitsProcessor,
@@ -42,9 +52,12 @@ from .generation.logits_torch import (
     SuppressTokensLogitsProcessor as SuppressTokensLogitsProcessor,
 )
 from .generation.outputs import (
+    BeamSampleDecoderOnlyOutput as BeamSampleDecoderOnlyOutput,
+    BeamSearchDecoderOnlyOutput as BeamSearchDecoderOnlyOutput,
     FlaxBeamSearchOutput as FlaxBeamSearchOutput,
     FlaxGreedySearchOutput as FlaxGreedySearchOutput,
     FlaxSampleOutput as FlaxSampleOutput,
+    GenerateBeamDecoderOnlyOutput as GenerateBeamDecoderOnlyOutput,
     GenerateDecoderOnlyOutput as GenerateDecoderOnlyOutput,
     GreedySearchDecoderOnlyOutput as GreedySearchDecoderOnlyOutput,
     SampleDecoderOnlyOutput as SampleDecoderOnlyOutput,
@@ -64,6 +77,7 @@ from .generation.streamers import (
 from .generation.warpers_torch import (
     EpsilonLogitsWarper as EpsilonLogitsWarper,
     EtaLogitsWarper as EtaLogitsWarper,
+    MinPLogitsWarper as MinPLogitsWarper,
     TemperatureLogitsWarper as TemperatureLogitsWarper,
     TopKLogitsWarper as TopKLogitsWarper,
     TopPLogitsWarper as TopPLogitsWarper,

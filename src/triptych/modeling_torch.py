@@ -18,6 +18,7 @@ from triptych.checkpoints import pretrained_torch
 from triptych.configuration import PretrainedConfig
 from triptych.generation import decoding_torch
 from triptych.generation.configuration import GenerationConfig
+from triptych.generation.transitions_torch import transition_scores
 from triptych.runtime.attention import check_implementation
 from triptych.runtime.cache import KeyValueCache
 
@@ -25,12 +26,20 @@ _OutputClass = TypeVar("_OutputClass", bound=type[outputs.ModelOutput])
 
 
 class NextToken(NamedTuple):
-    """What a decoding step needs of a model: `logits` (B, V) of the last position, in float32, and the cache."""
+    """What a decoding step needs of a model: `logits` (B, V) of the last position, in float32, and the cache.
+
+    Of several positions, where `last` asked for them: (B, last, V).
+    """
 
     logits: Tensor
     cache: KeyValueCache | None
     hidden_states: tuple[Tensor, ...] | None
     attentions: tuple[Tensor, ...] | None
+
+
+def last_positions(x: Tensor, last: int | None) -> Tensor:
+    """The last position of (B, T, …), as (B, …); or the last `last` of them, as (B, last, …)."""
+    return x[:, -1] if last is None else x[:, -last:]
 
 
 class PreTrainedModel(nn.Module):
@@ -353,9 +362,19 @@ class PreTrainedModel(nn.Module):
         """How many tokens fit; None when there is no limit."""
         return self.config.max_position_embeddings  # type: ignore[no-any-return]
 
-    def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
-        """An empty cache with room for `capacity` tokens of each row."""
-        return KeyValueCache.reserved(self.config.num_hidden_layers, capacity)
+    @property
+    def layer_windows(self) -> list[int | None]:
+        """How many tokens each layer sees; None for all of them."""
+        return [None] * self.config.num_hidden_layers
+
+    def new_cache(self, batch_size: int, capacity: int, windowed: bool = False) -> KeyValueCache:
+        """An empty cache with room for `capacity` tokens of each row.
+
+        A `windowed` one costs the memory of the layers' windows, and holds no more than their tokens for them; else
+        it always reads as the documented tuple.
+        """
+        windows = self.layer_windows
+        return KeyValueCache.reserved(len(windows), capacity, windows if windowed else None)
 
     @property
     def forward_is_published(self) -> bool:
@@ -370,6 +389,27 @@ class PreTrainedModel(nn.Module):
     def decodes_with_cache(self) -> bool:
         """Whether `generate` may feed new tokens alone, behind a cache."""
         return True
+
+    prepares_decoding: bool | None = None
+    _prepared: Any = None
+
+    def prepare_decoding(self, enabled: bool = True) -> None:
+        """Fuse and pack the weights anew at the next decoding step, or never (`enabled=False`).
+
+        Without this call `generate` does so by itself where it helps: for float32 or int8 weights on a CPU, if a copy
+        of the matrices takes at most a quarter of the free memory. The copy lasts until the weights change, the model
+        is put in train mode, or this is called; it is in no state dict, pickle or copy of the model.
+        """
+        for model in self.modules():
+            if isinstance(model, PreTrainedModel):
+                model._prepared = None
+                model.prepares_decoding = enabled
+
+    def train(self, mode: bool = True) -> Self:
+        """Put the model in train mode, which ends its preparation for decoding, or in eval mode."""
+        if mode:
+            self._prepared = None
+        return super().train(mode)
 
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: the last position's logits and the cache that now holds the input."""
@@ -408,6 +448,8 @@ class PreTrainedModel(nn.Module):
             negative_prompt_attention_mask=negative_prompt_attention_mask,
             **kwargs,
         )
+
+    compute_transition_scores = staticmethod(transition_scores)
 
 
 def _positive(name: str, value: Any) -> int | None:

@@ -22,7 +22,7 @@ from triptych.generation import logits_flax
 from triptych.generation.checks import as_ids, require_int
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.lengths import settle_length
-from triptych.generation.options import UNSUPPORTED, check_token_ids, notice, resolve
+from triptych.generation.options import Request, check_token_ids, notice, resolve
 from triptych.generation.outputs import FlaxBeamSearchOutput, FlaxGreedySearchOutput, FlaxSampleOutput
 
 if TYPE_CHECKING:
@@ -43,7 +43,15 @@ _NOT_COMPILED = (
     ("output_attentions", lambda o: o.output_attentions),
     ("output_hidden_states", lambda o: o.output_hidden_states),
     ("use_cache=False", lambda o: not o.use_cache),
+    ("guidance_scale", lambda o: o.guidance_scale not in (None, 1)),
+    ("min_p", lambda o: bool(o.min_p)),
 )
+# The options that ask for a strategy which is not compiled.
+_NOT_HERE = {
+    "constrained beam": "constraints or force_words_ids",
+    "contrastive": "penalty_alpha",
+    "assisted": "prompt_lookup_num_tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -85,9 +93,9 @@ def generate(
     Raises: ValueError for options that are out of range, contradict each other or are not supported;
         UnknownOptionError; TokenIdError; SequenceTooLongError.
     """
-    request = resolve(model, generation_config, kwargs, unsupported=(), inputs=frozenset({"attention_mask"}))
+    request = resolve(model, generation_config, kwargs, inputs=frozenset({"attention_mask"}))
     options = request.options
-    _refuse_unsupported(options)
+    _refuse_unsupported(request)
     check_token_ids(options, model.config.vocab_size)
     for name in ("num_return_sequences", "num_beams"):
         require_int(name, getattr(options, name), 1)
@@ -143,8 +151,9 @@ def _checked(mask: Any) -> Any:
     return mask
 
 
-def _refuse_unsupported(options: GenerationConfig) -> None:
-    asked = [way.options for way in UNSUPPORTED if way.name != "beam search" and way.asked(options)]
+def _refuse_unsupported(request: Request) -> None:
+    options = request.options
+    asked = [_NOT_HERE[request.strategy]] if request.strategy in _NOT_HERE else []
     asked += [name for name, is_asked in _NOT_COMPILED if is_asked(options)]
     if asked:
         raise ValueError(

@@ -46,7 +46,7 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
         if (len(ends) or isinstance(verdict, Tensor)) and not bool(running.any()):
             break
     sequences = ids[:, :length].clone()
-    return trace.output(sequences, step.cache) if options.return_dict_in_generate else sequences
+    return trace.output(sequences, run.feed.in_order()) if options.return_dict_in_generate else sequences
 
 
 def drawn(scores: Tensor) -> Tensor:
