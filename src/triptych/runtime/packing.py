@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.activations_torch import gelu_tanh
-from triptych.runtime.quantization import Int8Linear
+from triptych.runtime.quantization import Int8Linear, is_transposed
 
 Function = Callable[[Tensor], Tensor]
 _ROWS = 8  # the layout is chosen for this many; it was the best or near it from 1 to 16
@@ -51,7 +51,7 @@ def _in_turn(layers: tuple[nn.Module, ...], activation: Function | None) -> Func
 def _rows(layer: nn.Module) -> Tensor:
     """The weight as (out, in), whichever way the layer keeps it."""
     weight: Tensor = layer.weight.detach()  # type: ignore[operator, assignment, union-attr]
-    return weight if isinstance(layer, nn.Linear) else weight.t()
+    return weight.t() if is_transposed(type(layer)) else weight
 
 
 def normalised(norm: nn.LayerNorm) -> Function:
