@@ -34,15 +34,27 @@ def test_a_prepared_model_writes_what_forward_writes(model: Any, rows: int) -> N
     assert_as_forward(model, tokens(rows, 5))
 
 
-def test_left_padding_and_several_sequences_per_prompt(model: Any) -> None:
+def test_left_padding(model: Any) -> None:
     ids = tokens(3, 6)
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
     mask[2, :1] = 0
-    assert_as_forward(model, ids, attention_mask=mask, num_return_sequences=2)
+    assert_as_forward(model, ids, attention_mask=mask)
 
 
-def test_given_past_key_values_are_continued_and_stay_as_they_are(model: Any) -> None:
+def test_several_sequences_per_prompt(model: Any) -> None:
+    options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 8, "eos_token_id": None}
+    torch.manual_seed(0)
+    got = model.generate(tokens(2, 5), **options)
+    assert is_prepared(model)
+    model.prepare_decoding(False)
+    torch.manual_seed(0)
+    assert torch.equal(got, model.generate(tokens(2, 5), **options))
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "fuyu"])  # GPT's documented forward takes no past
+def test_given_past_key_values_are_continued_and_stay_as_they_are(family: str) -> None:
+    model = FAMILIES[family]()
     ids = tokens(2, 7)
     past = model.generate(ids[:, :5], max_new_tokens=1, eos_token_id=None, return_dict_in_generate=True).past_key_values
     before = [key.clone() for key, _ in past]
@@ -70,9 +82,9 @@ def test_activation_functions_and_eager_attention(function: str) -> None:
     assert_as_forward(model, tokens(2, 5))
 
 
-def test_pruned_heads(model: Any) -> None:
-    if type(model).__name__.startswith("Fuyu"):
-        pytest.skip("Fuyu has no head pruning")
+@pytest.mark.parametrize("family", ["gpt_neo", "openai_gpt"])
+def test_pruned_heads(family: str) -> None:
+    model = FAMILIES[family]()
     model.prune_heads({0: [1]})
     assert_as_forward(model, tokens(2, 5))
 
@@ -139,7 +151,7 @@ def test_another_dtype_goes_through_forward_and_back(model: Any) -> None:
     assert not is_prepared(model)
     model.float()
     assert_as_forward(model, ids)
-    assert want.shape == ids.shape[:1] + (13,)
+    assert want.shape == (*ids.shape[:1], 13)
 
 
 def test_hooks_and_forwards_of_ones_own_are_called_at_every_token(model: Any) -> None:

@@ -215,11 +215,13 @@ class PreTrainedModel(nn.Module):
         excluded = (
             {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
         )
-        tied = self.get_output_embeddings() if self.config.tie_word_embeddings else None
+        tied: nn.Module | None = self.get_output_embeddings() if self.config.tie_word_embeddings else None
         of_8_bits = [layer for layer in quantized_layers(self) if layer is not tied and not only_trainable]
         quantized = sum(layer.numel for layer in of_8_bits)
         return quantized + sum(
-            p.numel() for p in self.parameters() if id(p) not in excluded and (p.requires_grad or not only_trainable)
+            int(p.numel())
+            for p in self.parameters()
+            if id(p) not in excluded and (p.requires_grad or not only_trainable)
         )
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
@@ -352,7 +354,7 @@ class PreTrainedModel(nn.Module):
 
     @property
     def quantization(self) -> str | None:
-        """"int8" when the weights are held in 8 bits, else None."""
+        """How the weights are held: "int8", or None for floats."""
         return "int8" if quantized_layers(self) else None
 
     def quantize(self, kind: str = "int8") -> Self:
@@ -379,6 +381,11 @@ class PreTrainedModel(nn.Module):
         dequantize_layers(self)
         self.tie_weights()
         return self.requires_grad_(True)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for layer in quantized_layers(self)[:1]:
+            layer.check_place(fn)  # before anything is moved
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def _refuse_quantized(self, what: str) -> None:
         if self.quantization:

@@ -24,9 +24,15 @@ def check_quantization(kind: Any) -> str | None:
         return None
     if kind not in KINDS:
         raise ValueError(f"quantization must be one of {', '.join(KINDS)}, or None; got {kind!r}.")
-    if torch.backends.quantized.engine in (None, "none"):
-        raise ValueError("quantization='int8' needs a PyTorch with int8 kernels for this processor, and it has none.")
+    if _engine() == "none":
+        raise ValueError(
+            "This PyTorch has no int8 kernels for this processor. Load without quantization, for example in bfloat16."
+        )
     return str(kind)
+
+
+def _engine() -> str:
+    return str(torch.backends.quantized.engine)
 
 
 class Int8Linear(nn.Module):
@@ -96,7 +102,7 @@ class Int8Linear(nn.Module):
             layer: nn.Module = make(self.out_features, self.in_features) if self.transposed else make(1, 1, bias=False)
         layer.in_features, layer.out_features = self.in_features, self.out_features  # type: ignore[assignment]
         layer.weight = nn.Parameter(weight)
-        layer.bias = None if bias is None else nn.Parameter(bias)
+        layer.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         return layer
 
     @property
@@ -109,10 +115,17 @@ class Int8Linear(nn.Module):
         """Bytes of the steps, scales and bias."""
         return self.out_features * (self.in_features + 8)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def check_place(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Refuse what would move tensors from the CPU.
+
+        Raises: ValueError naming the device.
+        """
         device = fn(torch.empty(0)).device
         if device.type != "cpu":
             raise ValueError(f"Weights of 8 bits are for the CPU; got device {device}. Call model.dequantize() first.")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.check_place(fn)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
