@@ -218,16 +218,15 @@ class PreTrainedModel(nn.Module):
         tied: nn.Module | None = self.get_output_embeddings() if self.config.tie_word_embeddings else None
         of_8_bits = [layer for layer in quantized_layers(self) if layer is not tied and not only_trainable]
         quantized = sum(layer.numel for layer in of_8_bits)
-        return quantized + sum(
-            int(p.numel())
-            for p in self.parameters()
-            if id(p) not in excluded and (p.requires_grad or not only_trainable)
+        return int(quantized) + sum(
+            p.numel() for p in self.parameters() if id(p) not in excluded and (p.requires_grad or not only_trainable)
         )
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of the parameters, and of the buffers."""
         tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
-        return sum(t.nbytes for t in tensors) + sum(layer.nbytes for layer in quantized_layers(self))
+        size: int = sum(t.nbytes for t in tensors) + sum(layer.nbytes for layer in quantized_layers(self))
+        return size
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.use_return_dict if return_dict is None else return_dict
