@@ -77,8 +77,8 @@ def generate(
     Without a mask, pad tokens count as padding unless they also end texts. A prompt of `inputs_embeds` alone leaves
     bos and the new ids in the result; without any prompt generation starts from bos.
 
-    `stop_strings` needs `tokenizer=`. `streamer.put` gets the prompt and then each new token, and `streamer.end` is
-    called whatever happens.
+    `stop_strings`, `json_schema` and `regex` need `tokenizer=`. `streamer.put` gets the prompt and then each new token,
+    and `streamer.end` is called whatever happens.
 
     With `num_beams` above 1 the `num_return_sequences` best texts of each prompt come back, best first. A text's score
     is its log-probability over its number of new tokens to the power of `length_penalty`. `num_beam_groups` search

@@ -175,6 +175,12 @@ class PersimmonPreTrainedModel(PreTrainedModel):
         """None: rotary positions have no last one, though models do worse past max_position_embeddings."""
         return None
 
+    @property
+    def trained_positions(self) -> int | None:
+        """max_position_embeddings, or as many times that as `rope_scaling` stretches them."""
+        scaling = self.config.rope_scaling
+        return int(self.config.max_position_embeddings * (scaling["factor"] if scaling else 1))
+
 
 class PersimmonModel(PersimmonPreTrainedModel):
     """The bare decoder: token embeddings, layers, final norm."""
