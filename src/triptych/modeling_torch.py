@@ -37,11 +37,6 @@ class NextToken(NamedTuple):
     attentions: tuple[Tensor, ...] | None
 
 
-def last_positions(x: Tensor, last: int | None) -> Tensor:
-    """The last position of (B, T, …), as (B, …); or the last `last` of them, as (B, last, …)."""
-    return x[:, -1] if last is None else x[:, -last:]
-
-
 class PreTrainedModel(nn.Module):
     """A model with a configuration, weights on disk and the methods that every family shares.
 
@@ -384,6 +379,27 @@ class PreTrainedModel(nn.Module):
     def decodes_with_cache(self) -> bool:
         """Whether `generate` may feed new tokens alone, behind a cache."""
         return True
+
+    prepares_decoding: bool | None = None
+    _prepared: Any = None
+
+    def prepare_decoding(self, enabled: bool = True) -> None:
+        """Fuse and pack the weights anew at the next decoding step, or never (`enabled=False`).
+
+        Without this call `generate` does so by itself where it helps: for float32 or int8 weights on a CPU, if a copy
+        of the matrices takes at most a quarter of the free memory. The copy lasts until the weights change, the model
+        is put in train mode, or this is called; it is in no state dict, pickle or copy of the model.
+        """
+        for model in self.modules():
+            if isinstance(model, PreTrainedModel):
+                model._prepared = None
+                model.prepares_decoding = enabled
+
+    def train(self, mode: bool = True) -> Self:
+        """Put the model in train mode, which ends its preparation for decoding, or in eval mode."""
+        if mode:
+            self._prepared = None
+        return super().train(mode)
 
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: the last position's logits and the cache that now holds the input."""
