@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from triptych import GPTNeoConfig, GPTNeoForCausalLM
-from triptych.pretrained import path_of
+from triptych import AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
+from triptych.pretrained import DEFAULT, folder as folder_of
 
 PROMPTS = ("Once upon a time", "Lily and Tom went to the park. They saw a big dog. The dog")
 CASES: dict[str, dict[str, Any]] = {
@@ -127,7 +127,9 @@ def grown(small: GPTNeoForCausalLM, times: int, layers: int, noise: float) -> GP
     return large
 
 
-def measure(workers: dict[str, Worker], prompts: list[list[int]], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(
+    workers: dict[str, Worker], prompts: list[list[int]], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
     """One row a case: tokens per second of each library, and how many tokens a step of the model gives."""
     rows = []
     for name, options in CASES.items():
@@ -142,7 +144,9 @@ def measure(workers: dict[str, Worker], prompts: list[list[int]], arguments: arg
             same &= options.get("do_sample", False) or len({tuple(text) for text in texts.values()}) == 1
             for _ in range(arguments.rounds):
                 for library, worker in workers.items():
-                    fastest[library][number] = min(fastest[library][number], worker.run(ids=ids, count=False, **case)[0])
+                    fastest[library][number] = min(
+                        fastest[library][number], worker.run(ids=ids, count=False, **case)[0]
+                    )
         row: dict[str, Any] = {"case": name, "tokens_per_step": arguments.new * len(prompts) / steps, "same_ids": same}
         row |= {library: arguments.new * len(prompts) / sum(seconds) for library, seconds in fastest.items()}
         row["ratios"] = {library: row["triptych"] / row[library] for library in workers if library != "triptych"}
@@ -157,14 +161,13 @@ def main() -> None:
     parser.add_argument("--newer", help="a Python interpreter that has a later Transformers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new", type=int, default=64, help="new tokens")
-    parser.add_argument("--noise", type=float, default=0.5, help="share of the further layers in the text")
+    parser.add_argument("--noise", type=float, default=2.0, help="share of the further layers in the text")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu-time", action="store_true", help="count processor time, for a busy machine")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
-    from triptych import AutoTokenizer
-
-    small = path_of("tales-neo")
+    small = folder_of(DEFAULT)
+    assert small is not None
     tokenizer = AutoTokenizer.from_pretrained(small)
     prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
     with tempfile.TemporaryDirectory() as folder:

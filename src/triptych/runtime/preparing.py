@@ -73,8 +73,8 @@ def step_of(
 ) -> Step | None:
     """The prepared step of a model, made by `make(model)` where there is none yet; None where `forward` must do it.
 
-    That is for longer prompts, for all inputs that only `forward` knows, and for models that are not just published modules
-    with float32 or int8 weights on the CPU, or whose copy would take too much of the free memory.
+    That is for longer prompts, for all inputs that only `forward` knows, and for models that are not just published
+    modules with float32 or int8 weights on the CPU, or whose copy would take too much of the free memory.
     """
     config = model.config
     if new_tokens > _FEW or model.prepares_decoding is False:
