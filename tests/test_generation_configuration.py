@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from triptych.generation.configuration import DEFAULTS, GenerationConfig
+from triptych.generation.configuration import ADDITIONS, DEFAULTS, GenerationConfig
+from triptych.generation.constraints import PhrasalConstraint
 from triptych.models.gpt_neo.configuration import GPTNeoConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORD = json.loads((GOLDEN / "generation.json").read_text(encoding="utf-8"))
-
-ADDITIONS = ("stop_strings", "min_p", "max_matching_ngram_size")
 
 
 def as_the_reference_has_it(config: GenerationConfig) -> dict[str, Any]:
@@ -163,3 +162,12 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 def test_pushing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hf upload"):
         GenerationConfig().save_pretrained(tmp_path, push_to_hub=True)
+
+
+def test_objects_hold_in_a_call_and_are_refused_in_a_file(tmp_path: Path) -> None:
+    words = [PhrasalConstraint([5, 6])]
+    config = GenerationConfig(constraints=words, num_beams=2)
+    assert config == config != GenerationConfig(num_beams=2)
+    with pytest.raises(ValueError, match=r"JSON.*PhrasalConstraint.*force_words_ids"):
+        config.save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []

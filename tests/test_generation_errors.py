@@ -312,3 +312,61 @@ def test_the_iterator_ends_when_the_generating_thread_fails(model: GPTNeoForCaus
 def test_a_constraint_that_allows_nothing_is_said(model: GPTNeoForCausalLM) -> None:
     with pytest.raises(ValueError, match=r"prefix_allowed_tokens_fn must name at least one.*row 0 after 4 tokens"):
         model.generate(IDS, prefix_allowed_tokens_fn=lambda row, ids: [], max_new_tokens=2)
+
+
+# -- options without effect ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"num_beams": 1, "length_penalty": 2.0}, "length_penalty=2.0 has an effect only in beam search.*num_beams=1"),
+        ({"early_stopping": True, "num_beam_groups": 2}, "early_stopping=True and num_beam_groups=2 have.*num_beams=1"),
+        ({"do_sample": False, "temperature": 0.5}, "temperature=0.5 has an effect only in sampling.*do_sample=False"),
+        ({"top_p": 0.9, "min_p": 0.1, "top_k": 3}, "top_p=0.9 and min_p=0.1 have.*do_sample=False.*top_k=3 has"),
+        ({"num_beams": 2, "typical_p": 0.9}, "typical_p=0.9.*do_sample=False"),
+        ({"num_beams": 2, "diversity_penalty": 0.9}, "diversity_penalty=0.9.*num_beam_groups=1"),
+        ({"num_beams": 2, "penalty_alpha": 0.6}, "penalty_alpha=0.6 has.*contrastive search.*num_beams=2"),
+        ({"penalty_alpha": 0.6, "top_k": 1}, "penalty_alpha=0.6.*top_k=1"),
+        ({"low_memory": True}, "low_memory=True.*contrastive search"),
+        ({"num_beams": 2, "force_words_ids": [[5]], "do_sample": True, "temperature": 0.5},
+         "do_sample=True and temperature=0.5 have an effect only without constraints"),
+        ({"num_assistant_tokens": 3}, "num_assistant_tokens=3.*assistant_model"),
+        ({"max_matching_ngram_size": 3}, "max_matching_ngram_size=3.*prompt_lookup_num_tokens"),
+        ({"negative_prompt_ids": IDS}, "negative_prompt_ids has.*guidance_scale=None"),
+        ({"min_new_tokens": 2, "eos_token_id": None}, "min_new_tokens=2.*eos_token_id=None"),
+        ({"output_scores": True}, "output_scores=True.*return_dict_in_generate=False"),
+        ({"decoder_start_token_id": 4}, "decoder_start_token_id=4 has an effect only in models with an encoder"),
+        ({"forced_bos_token_id": 4}, "forced_bos_token_id=4 is the second token of a text.*has 4 tokens already"),
+        ({"generation_config": GenerationConfig(num_beams=2, do_sample=True, top_p=0.5), "do_sample": False},
+         "top_p=0.5.*do_sample=False"),
+    ],
+)  # fmt: skip
+def test_one_warning_names_the_options_without_effect_and_what_they_clash_with(
+    model: GPTNeoForCausalLM, options: dict[str, Any], says: str
+) -> None:
+    with pytest.warns(GenerationWarning, match=says) as found:
+        model.generate(IDS, max_new_tokens=3, pad_token_id=0, **options)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": False},
+        {"temperature": 1.0, "top_k": 50, "length_penalty": 1.0, "num_beams": 1},
+        {"temperature": None, "top_p": None},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"num_beams": 2, "do_sample": True, "top_k": 4, "length_penalty": 0.5, "early_stopping": True},
+    ],
+)
+def test_options_that_fit_and_defaults_say_nothing(model: GPTNeoForCausalLM, options: dict[str, Any]) -> None:
+    model.generate(IDS, max_new_tokens=3, pad_token_id=0, **options)  # warnings are errors in these tests
+
+
+def test_options_of_the_models_file_that_a_call_overrules_say_nothing(model: GPTNeoForCausalLM) -> None:
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.7, top_p=0.9, max_new_tokens=3)
+    greedy = model.generate(IDS, do_sample=False)
+    assert greedy.tolist() == model.generate(IDS, num_beams=1, do_sample=False, max_new_tokens=3).tolist()
+    with pytest.raises(ValueError, match="exclude each other"):
+        model.generate(IDS, num_beams=2, num_beam_groups=2, diversity_penalty=0.5)

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from triptych.generation.configuration import DEFAULTS, GenerationConfig
+from triptych.generation.configuration import ADDITIONS, DEFAULTS, GenerationConfig
+from triptych.generation.guidance_logits_torch import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from triptych.generation.logits_torch import HammingDiversityLogitsProcessor
 from triptych.modeling_torch import PreTrainedModel
 from triptych.models.fuyu.modeling_torch import FuyuForCausalLM
@@ -22,7 +23,6 @@ FOLDER = GOLDEN / "generation_options"
 RECORD = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))
 CASES = list(enumerate(RECORD["cases"]))
 NAMES = [f"{case['family']}-{case['name']}-{case['seed']}" for _, case in CASES]
-ADDITIONS = {"stop_strings", "min_p", "max_matching_ngram_size"}
 TOLERANCE = {"atol": 1e-4, "rtol": 0}
 
 
@@ -115,3 +115,42 @@ def test_files_with_every_option_are_read_and_written_as_the_reference_does(tmp_
 
 def test_those_files_leave_out_no_option_of_the_reference() -> None:
     assert set(RECORD["settings"]) | set(RECORD["grouped"]) == set(DEFAULTS) - ADDITIONS
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "openai_gpt", "fuyu"])
+@pytest.mark.parametrize("negative", [None, [[8, 7, 60], [12, 3, 90]]])
+@pytest.mark.parametrize("more", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}])
+def test_guidance_as_a_transform_gives_what_the_option_gives(
+    models: dict[str, PreTrainedModel], family: str, negative: Any, more: dict[str, Any]
+) -> None:
+    model, prompts = models[family], torch.tensor([[5, 6, 7, 8], [9, 3, 60, 44]])
+    options = {"max_new_tokens": 8, "pad_token_id": 0} | more
+    ids = None if negative is None else torch.tensor(negative)
+    torch.manual_seed(1)
+    expected = model.generate(prompts, guidance_scale=1.7, negative_prompt_ids=ids, **options)
+    for use_cache in (True, False):
+        transform = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.7, model, ids, use_cache=use_cache)
+        for _ in range(2):  # one object serves several calls
+            torch.manual_seed(1)
+            assert model.generate(prompts, logits_processor=[transform], **options).tolist() == expected.tolist()
+
+
+def test_guidance_needs_a_prompt_for_each_row(models: dict[str, PreTrainedModel]) -> None:
+    transform = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.7, models["gpt_neo"], torch.ones(3, 2).long())
+    with pytest.raises(ValueError, match="2 rows needs an unconditional prompt; got 3"):
+        transform(torch.ones(2, 2).long(), torch.zeros(2, 97))
+    with pytest.raises(ValueError, match="guidance_scale must be a number above 0"):
+        UnbatchedClassifierFreeGuidanceLogitsProcessor(0.0, models["gpt_neo"])
+
+
+def test_scores_that_do_not_belong_to_the_texts_are_refused(models: dict[str, PreTrainedModel]) -> None:
+    model, asked = models["gpt_neo"], {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 3}
+    output = model.generate(torch.tensor([[5, 6]]), num_beams=3, num_return_sequences=2, pad_token_id=0, **asked)
+    with pytest.raises(ValueError, match=r"one call of generate.*pass beam_indices too"):
+        model.compute_transition_scores(output.sequences, output.scores)
+    with pytest.raises(ValueError, match="output_scores=True"):
+        model.compute_transition_scores(output.sequences, ())
+    by_name = model.compute_transition_scores(
+        sequences=output.sequences, scores=output.scores, beam_indices=output.beam_indices, normalize_logits=False
+    )
+    assert by_name.shape == (2, 3)

@@ -20,6 +20,11 @@ from .generation.constraints import (
     DisjunctiveConstraint as DisjunctiveConstraint,
     PhrasalConstraint as PhrasalConstraint,
 )
+from .generation.explain_torch import ExplainedToken as ExplainedToken, explain as explain
+from .generation.grammar_torch import GrammarLogitsProcessor as GrammarLogitsProcessor
+from .generation.guidance_logits_torch import (
+    UnbatchedClassifierFreeGuidanceLogitsProcessor as UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 from .generation.logits_torch import (
     EncoderNoRepeatNGramLogitsProcessor as EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor as EncoderRepetitionPenaltyLogitsProcessor,
@@ -74,6 +79,12 @@ from .generation.warpers_torch import (
     TopKLogitsWarper as TopKLogitsWarper,
     TopPLogitsWarper as TopPLogitsWarper,
     TypicalLogitsWarper as TypicalLogitsWarper,
+)
+from .generation.watermarking import WatermarkingConfig as WatermarkingConfig
+from .generation.watermarking_torch import (
+    WatermarkDetector as WatermarkDetector,
+    WatermarkDetectorOutput as WatermarkDetectorOutput,
+    WatermarkLogitsProcessor as WatermarkLogitsProcessor,
 )
 from .modeling_flax import FlaxPreTrainedModel as FlaxPreTrainedModel
 from .modeling_torch import PreTrainedModel as PreTrainedModel

@@ -2,7 +2,7 @@
 
 import copy
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
@@ -348,6 +348,11 @@ class PreTrainedModel(nn.Module):
         return cls.next_token_logits is not PreTrainedModel.next_token_logits
 
     @property
+    def trained_positions(self) -> int | None:
+        """How many tokens the model was trained to read; past them it still runs, if `max_positions` allows it."""
+        return self.max_positions
+
+    @property
     def max_positions(self) -> int | None:
         """How many tokens fit; None when there is no limit."""
         return self.config.max_position_embeddings  # type: ignore[no-any-return]
@@ -439,18 +444,7 @@ class PreTrainedModel(nn.Module):
             **kwargs,
         )
 
-    def compute_transition_scores(
-        self,
-        sequences: Tensor,
-        scores: Sequence[Tensor],
-        beam_indices: Tensor | None = None,
-        normalize_logits: bool = False,
-    ) -> Tensor:
-        """The score of each generated token (B, N), from what `generate` returned with `output_scores`.
-
-        See `triptych.generation.transitions_torch.transition_scores`.
-        """
-        return transition_scores(sequences, scores, beam_indices, normalize_logits)
+    compute_transition_scores = staticmethod(transition_scores)
 
 
 def _positive(name: str, value: Any) -> int | None:

@@ -38,7 +38,8 @@ def caption(
     """Describe pictures, or answer a question about each of them."""
     names = list(arguments or ())
     if prompt is None:
-        prompt = names.pop() if names and not pictures.is_picture(names[-1]) else PROMPT
+        alone = len(names) == 1 and pictures.is_folder(names[0])  # meant as pictures, not as words
+        prompt = names.pop() if names and not alone and not pictures.is_picture(names[-1]) else PROMPT
     found = pictures.read_pictures(names)
 
     import torch  # after the arguments are known to be right: help and mistakes are quick

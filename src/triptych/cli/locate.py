@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from triptych.cli import pictures
+from triptych.cli.paths import require_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,7 +22,8 @@ def locate(
         list[str], typer.Argument(metavar="[IMAGE…] WHAT", help='Files, or - for a pipe; then what, as "red circle".')
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Write the picture with its boxes drawn; a folder for several pictures.")
+        Path | None,
+        typer.Option(help="Write the picture with its boxes drawn; a folder, for several."),
     ] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="How the model is asked; {} stands for WHAT.")] = PROMPT,
     model: Annotated[
@@ -89,15 +91,17 @@ def _targets(out: Path | None, found: list[pictures.Picture]) -> list[Path | Non
     if out is None:
         return [None] * len(found)
     if len(found) > 1 or out.is_dir():
-        if out.suffix.lower() in pictures.ENDINGS:
+        if out.suffix.lower() in pictures.ENDINGS and not out.is_dir():
             raise typer.BadParameter(f"--out must be a folder for {len(found)} pictures; got {out}.")
         targets = [out / f"{Path(picture.name).stem}-found.png" for picture in found]
         if len(set(targets)) < len(targets):
             raise typer.BadParameter("Pictures of one name would overwrite each other in --out. Rename one of them.")
+        require_folder(out, "--out")
         return list(targets)
     if out.suffix.lower() not in pictures.ENDINGS:
         endings = ", ".join(sorted(pictures.ENDINGS))
         raise typer.BadParameter(f"--out must be a folder that there is, or end in one of {endings}; got {out}.")
+    require_folder(out.parent, "--out")
     if out.resolve() in [Path(picture.name).resolve() for picture in found]:
         raise typer.BadParameter(f"--out would overwrite the picture {out}. Give another name.")
     return [out]

@@ -35,6 +35,11 @@ def is_picture(argument: str) -> bool:
     return argument == STDIN or Path(argument).suffix.lower() in ENDINGS or os.path.isfile(argument)  # noqa: PTH113
 
 
+def is_folder(argument: str) -> bool:
+    """Whether an argument names a folder."""
+    return os.path.isdir(argument)  # noqa: PTH112
+
+
 def read_pictures(names: Sequence[str]) -> list[Picture]:
     """The pictures in files; "-" is the one that comes through a pipe, as does that of an empty list.
 
@@ -78,10 +83,25 @@ class Looker:
         """
         height, width = picture.image.height, picture.image.width
         inputs = self.processor(text=prompt, images=[picture.image], return_tensors="pt").to(self.network.device)
+        self._refuse_long(inputs["input_ids"].shape[1], picture.name)
         teller = _Teller(self.processor, (height, width), show)
         end = self.network.generation_config.eos_token_id if self.network.generation_config else None
         self.network.generate(**inputs, pad_token_id=end or 0, streamer=teller, **options)
         return teller.text, len(teller.ids)
+
+    def _refuse_long(self, length: int, name: str) -> None:
+        """Refuse a prompt longer than those of training: what would be written past it is no answer.
+
+        Raises: SequenceTooLongError.
+        """
+        from triptych.errors import SequenceTooLongError
+
+        most = self.network.trained_positions
+        if most is not None and length > most:
+            raise SequenceTooLongError(
+                f"The picture {name} and the prompt are {length:,} tokens, more than the {most:,} that the model was "
+                "trained on. Shorten the prompt, or shrink the picture."
+            )
 
 
 class _Teller:

@@ -34,6 +34,8 @@ OUT = -1.0e7  # the score of a beam that is none
 # Options that a compiled loop has no place for, beside those that no framework has.
 _NOT_COMPILED = (
     ("stop_strings", lambda o: o.stop_strings is not None),
+    ("json_schema, regex", lambda o: o.json_schema is not None or o.regex is not None),
+    ("watermarking_config", lambda o: o.watermarking_config is not None),
     ("max_time", lambda o: o.max_time is not None),
     ("num_beam_groups", lambda o: o.num_beam_groups != 1),
     ("do_sample together with num_beams", lambda o: o.do_sample and o.num_beams != 1),

@@ -77,8 +77,8 @@ def generate(
     Without a mask, pad tokens count as padding unless they also end texts. A prompt of `inputs_embeds` alone leaves
     bos and the new ids in the result; without any prompt generation starts from bos.
 
-    `stop_strings` needs `tokenizer=`. `streamer.put` gets the prompt and then each new token, and `streamer.end` is
-    called whatever happens.
+    `stop_strings`, `json_schema` and `regex` need `tokenizer=`. `streamer.put` gets the prompt and then each new token,
+    and `streamer.end` is called whatever happens.
 
     `assistant_model`, of the same vocabulary, or `prompt_lookup_num_tokens` write drafts that the model checks: the
     text stays the model's. `guidance_scale` leads away from `negative_prompt_ids` (B or 1, M), by default the last

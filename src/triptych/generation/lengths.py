@@ -47,6 +47,11 @@ def settle_length(request: Request, prompt: Prompt, max_positions: int | None, *
     if max_positions is not None:
         _fit_positions(request, prompt, max_positions, asked, 0 if last_is_fed else 1)
     _check_minimum(request, length)
+    if "forced_bos_token_id" in request.named and length != 1:
+        notice(
+            f"forced_bos_token_id={options.forced_bos_token_id} is the second token of a text, but the prompt has "
+            f"{length} tokens already. Leave it out."
+        )
     return int(options.max_length - length)
 
 

@@ -126,7 +126,8 @@ def check_token_ids(options: GenerationConfig, vocab_size: int) -> None:
 
 
 def _named_ids(options: GenerationConfig) -> Iterator[tuple[str, list[Any]]]:
-    needs_end = options.min_length or options.min_new_tokens or options.exponential_decay_length_penalty
+    grammar = options.json_schema is not None or options.regex is not None
+    needs_end = grammar or options.min_length or options.min_new_tokens or options.exponential_decay_length_penalty
     names = ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
     for name in (*names, "eos_token_id") if needs_end else names:
         yield name, flat(getattr(options, name))

@@ -9,12 +9,14 @@ from torch import Tensor
 from triptych.generation import logits_torch as logits, warpers_torch as warpers
 from triptych.generation.checks import as_ids
 from triptych.generation.configuration import GenerationConfig
+from triptych.generation.grammar_torch import GrammarLogitsProcessor
 from triptych.generation.stopping_torch import (
     MaxLengthCriteria,
     MaxTimeCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
 )
+from triptych.generation.watermarking_torch import watermark
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,10 @@ PROCESSORS = (
         ),
     ),
     Row(
+        lambda o: o.json_schema is not None or o.regex is not None,
+        lambda c: GrammarLogitsProcessor(c.tokenizer, c.o.json_schema, c.o.regex, c.length, c.o.eos_token_id),
+    ),
+    Row(
         lambda o: o.forced_bos_token_id is not None,
         lambda c: logits.ForcedBOSTokenLogitsProcessor(c.o.forced_bos_token_id),
     ),
@@ -129,6 +135,7 @@ PROCESSORS = (
         lambda o: o.forced_decoder_ids is not None,
         lambda c: logits.ForceTokensLogitsProcessor(c.o.forced_decoder_ids),
     ),
+    Row(lambda o: o.watermarking_config is not None, lambda c: watermark(c.o.watermarking_config)),
 )
 
 WARPERS = (

@@ -76,6 +76,8 @@ def read_prompt(model: Any, ids: Any, request: Request) -> Prompt:
             raise ValueError(f"{name} must have the prompt's shape {(rows, width)}; got {tuple(value.shape)}.")
     if past is not None:
         _check_past(model.config, past, rows, width, embeds)
+    if model.max_positions is None:  # else what does not fit is refused
+        _tell_of_untrained(width, model.trained_positions)
     return Prompt(
         ids=ids,
         embeds=embeds,
@@ -194,4 +196,13 @@ def _check_past(config: Any, past: Any, rows: int, width: int, embeds: Tensor | 
         raise ValueError(
             f"The prompt must hold the tokens of past_key_values and at least one more; got ids of shape "
             f"{(rows, width)} and a cache of {batch} rows and {seen} tokens. Pass all ids, the cached ones too."
+        )
+
+
+def _tell_of_untrained(width: int, trained_positions: int | None) -> None:
+    """Warn of a prompt of `width` tokens that is longer than the model was trained to read, where it still runs."""
+    if trained_positions is not None and width > trained_positions:
+        notice(
+            f"The prompt has {width} tokens, more than the {trained_positions} that the model was trained on, and what "
+            "it writes past them is seldom sense. Shorten the prompt, or set rope_scaling in the configuration."
         )

@@ -102,6 +102,11 @@ class FuyuForCausalLM(FuyuPreTrainedModel):
         """None: rotary positions have no last one, though models do worse past max_position_embeddings."""
         return self.language_model.max_positions
 
+    @property
+    def trained_positions(self) -> int | None:
+        """Those of the decoder."""
+        return self.language_model.trained_positions
+
     # -- forward ---------------------------------------------------------------------------------------------
 
     def forward(

@@ -377,9 +377,8 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: logits (B, V) of the last position only, and the cache.
 
-        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions),
-        `last_hidden` (True for the last hidden state, last of the hidden states), and what
-        `OpenAIGPTModel.forward` takes.
+        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), `last_hidden`
+        (True for the last hidden state, as the last of hidden_states), and what `OpenAIGPTModel.forward` takes.
         """
         cache = model_inputs.pop("cache", None)
         last, last_hidden = model_inputs.pop("last", None), model_inputs.pop("last_hidden", False)

@@ -175,6 +175,12 @@ class PersimmonPreTrainedModel(PreTrainedModel):
         """None: rotary positions have no last one, though models do worse past max_position_embeddings."""
         return None
 
+    @property
+    def trained_positions(self) -> int | None:
+        """max_position_embeddings, or as many times that as `rope_scaling` stretches them."""
+        scaling = self.config.rope_scaling
+        return int(self.config.max_position_embeddings * (scaling["factor"] if scaling else 1))
+
 
 class PersimmonModel(PersimmonPreTrainedModel):
     """The bare decoder: token embeddings, layers, final norm."""
@@ -375,9 +381,8 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: logits (B, V) of the last position only, and the cache.
 
-        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions),
-        `last_hidden` (True for the last hidden state, last of the hidden states), and what
-        `PersimmonModel.forward` takes.
+        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), `last_hidden`
+        (True for the last hidden state, as the last of hidden_states), and what `PersimmonModel.forward` takes.
         """
         cache = model_inputs.pop("cache", None)
         last, last_hidden = model_inputs.pop("last", None), model_inputs.pop("last_hidden", False)
