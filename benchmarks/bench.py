@@ -92,9 +92,9 @@ class Bench:
         return [name for name in names if name in self.pythons]
 
     def measure_machine(self) -> None:
-        """Ask what the machine can do; the limits of all rows come from here."""
+        """Ask what the machine can do; the best answer so far counts, as work beside makes it look slower only."""
         answer = self.engine(OURS).ask("machine")
-        self.bandwidth, self.rate = answer["bandwidth"], answer["rate"]
+        self.bandwidth, self.rate = max(self.bandwidth, answer["bandwidth"]), max(self.rate, answer["rate"])
 
     def checkpoint(self, family: str, name: str, **fields: Any) -> str:
         """The folder of a model with random weights, which all engines load."""

@@ -47,10 +47,13 @@ def main(
     results: list[Result] = []
     try:
         versions = {name: _version(bench, name) for name in list(pythons)}
-        bench.measure_machine()
         for name in chosen:
             print(f"{name} …", file=sys.stderr, flush=True)
-            results += ROWS[name](bench)
+            bench.measure_machine()
+            try:
+                results += ROWS[name](bench)
+            except EngineError as error:  # the other rows may still be had
+                bench.notes.append(f"{name} was not measured: {error}")
     finally:
         bench.stop()
     facts = report.machine(bench.bandwidth, bench.rate, threads)
