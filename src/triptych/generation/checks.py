@@ -25,6 +25,15 @@ def require_number(name: str, value: Any, *, above: float | None = None, least: 
         raise ValueError(f"{name} must be a number {bound}; got {value!r}.")
 
 
+def require_open_share(name: str, value: Any) -> None:
+    """Refuse what is no number between 0 and 1, both excluded.
+
+    Raises: ValueError naming the option.
+    """
+    if not isinstance(value, int | float) or not 0 < value < 1:
+        raise ValueError(f"{name} must lie between 0 and 1, both excluded; got {value!r}.")
+
+
 def require_int(name: str, value: Any, least: int) -> None:
     """Refuse what is no int of at least `least`.
 
