@@ -30,6 +30,10 @@ OFFERED = (
     "OpenAIGPTModel",
     "OpenAIGPTTokenizer",
     "OpenAIGPTTokenizerFast",
+    "TFOpenAIGPTDoubleHeadsModel",
+    "TFOpenAIGPTForSequenceClassification",
+    "TFOpenAIGPTLMHeadModel",
+    "TFOpenAIGPTModel",
 )
 METHODS = {"init": ("__init__",), "call": ("call", "__call__")}  # the others have their own name
 STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}

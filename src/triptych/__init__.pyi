@@ -11,6 +11,9 @@ from .auto import (
     AutoTokenizer as AutoTokenizer,
     FlaxAutoModel as FlaxAutoModel,
     FlaxAutoModelForCausalLM as FlaxAutoModelForCausalLM,
+    TFAutoModel as TFAutoModel,
+    TFAutoModelForCausalLM as TFAutoModelForCausalLM,
+    TFAutoModelForSequenceClassification as TFAutoModelForSequenceClassification,
 )
 from .configuration import PretrainedConfig as PretrainedConfig
 from .generation.configuration import GenerationConfig as GenerationConfig
@@ -65,6 +68,7 @@ from .generation.warpers_torch import (
     TypicalLogitsWarper as TypicalLogitsWarper,
 )
 from .modeling_flax import FlaxPreTrainedModel as FlaxPreTrainedModel
+from .modeling_tf import TFPreTrainedModel as TFPreTrainedModel
 from .modeling_torch import PreTrainedModel as PreTrainedModel
 from .models.fuyu.collating import FuyuDataCollator as FuyuDataCollator
 from .models.fuyu.configuration import FuyuConfig as FuyuConfig
@@ -93,6 +97,14 @@ from .models.gpt_neo.modeling_torch import (
 from .models.llama.tokenization import LlamaTokenizer as LlamaTokenizer
 from .models.llama.tokenization_fast import LlamaTokenizerFast as LlamaTokenizerFast
 from .models.openai_gpt.configuration import OpenAIGPTConfig as OpenAIGPTConfig
+from .models.openai_gpt.modeling_tf import (
+    TFOpenAIGPTDoubleHeadsModel as TFOpenAIGPTDoubleHeadsModel,
+    TFOpenAIGPTDoubleHeadsModelOutput as TFOpenAIGPTDoubleHeadsModelOutput,
+    TFOpenAIGPTForSequenceClassification as TFOpenAIGPTForSequenceClassification,
+    TFOpenAIGPTLMHeadModel as TFOpenAIGPTLMHeadModel,
+    TFOpenAIGPTModel as TFOpenAIGPTModel,
+    TFOpenAIGPTPreTrainedModel as TFOpenAIGPTPreTrainedModel,
+)
 from .models.openai_gpt.modeling_torch import (
     OpenAIGPTDoubleHeadsModel as OpenAIGPTDoubleHeadsModel,
     OpenAIGPTDoubleHeadsModelOutput as OpenAIGPTDoubleHeadsModelOutput,
@@ -122,6 +134,9 @@ from .outputs import (
     QuestionAnsweringModelOutput as QuestionAnsweringModelOutput,
     SequenceClassifierOutput as SequenceClassifierOutput,
     SequenceClassifierOutputWithPast as SequenceClassifierOutputWithPast,
+    TFBaseModelOutput as TFBaseModelOutput,
+    TFCausalLMOutput as TFCausalLMOutput,
+    TFSequenceClassifierOutput as TFSequenceClassifierOutput,
     TokenClassifierOutput as TokenClassifierOutput,
 )
 from .tokenization.base import PreTrainedTokenizerBase as PreTrainedTokenizerBase

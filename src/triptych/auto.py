@@ -38,6 +38,9 @@ FAMILIES: dict[str, dict[str, str]] = {
         "AutoModel": "OpenAIGPTModel",
         "AutoModelForCausalLM": "OpenAIGPTLMHeadModel",
         "AutoModelForSequenceClassification": "OpenAIGPTForSequenceClassification",
+        "TFAutoModel": "TFOpenAIGPTModel",
+        "TFAutoModelForCausalLM": "TFOpenAIGPTLMHeadModel",
+        "TFAutoModelForSequenceClassification": "TFOpenAIGPTForSequenceClassification",
     },
     "persimmon": {
         "AutoConfig": "PersimmonConfig",
@@ -225,3 +228,15 @@ class FlaxAutoModel(_AutoModel):
 
 class FlaxAutoModelForCausalLM(_AutoModel):
     """The model of a family with a language model head, in Flax."""
+
+
+class TFAutoModel(_AutoModel):
+    """The bare model of a family, in TensorFlow."""
+
+
+class TFAutoModelForCausalLM(_AutoModel):
+    """The model of a family with a language model head, in TensorFlow."""
+
+
+class TFAutoModelForSequenceClassification(_AutoModel):
+    """The model of a family with a head for whole sequences, in TensorFlow."""

@@ -14,6 +14,7 @@ EXTRAS = {
     "accelerate": "device-map",
     "tensorflow": "tf",
     "h5py": "tf",
+    "keras": "tf",
     "jax": "flax",
     "flax": "flax",
     "msgpack": "flax",

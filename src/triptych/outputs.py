@@ -208,3 +208,34 @@ class FlaxMaskedLMOutput(ModelOutput):
     past_key_values: Any = None
     hidden_states: Any = None
     attentions: Any = None
+
+
+@dataclass
+class TFBaseModelOutput(ModelOutput):
+    """`last_hidden_state` (B, T, C); `hidden_states`, one (B, T, C) more than layers; `attentions`, a (B, H, T, T)
+    per layer.
+    """
+
+    last_hidden_state: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
+class TFCausalLMOutput(ModelOutput):
+    """`loss` (1,) when labels were given; `logits` (B, T, V); the rest as in the base model's output."""
+
+    loss: Any = None
+    logits: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
+class TFSequenceClassifierOutput(ModelOutput):
+    """`loss` (1,) when labels were given; `logits` (B, num_labels); the rest as in the base model's output."""
+
+    loss: Any = None
+    logits: Any = None
+    hidden_states: Any = None
+    attentions: Any = None

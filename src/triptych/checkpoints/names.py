@@ -35,8 +35,10 @@ PICKLE = WeightFormat("pytorch_model", ".bin", "triptych.checkpoints.pickle_torc
 
 PICKLE_ARRAYS = WeightFormat("pytorch_model", ".bin", "triptych.checkpoints.pickle_arrays")
 MSGPACK = WeightFormat("flax_model", ".msgpack", "triptych.checkpoints.msgpack_file")
+H5 = WeightFormat("tf_model", ".h5", "triptych.checkpoints.h5_file")
 
 # In the order in which they are looked for. A format of another framework is one more row and one more module.
 FORMATS = (SAFETENSORS, PICKLE)
 FLAX_FORMATS = (SAFETENSORS, MSGPACK, PICKLE_ARRAYS)
+TF_FORMATS = (SAFETENSORS, H5, PICKLE_ARRAYS)
 NOT_READABLE_YET = ("tf_model.h5", "tf_model.h5.index.json", "flax_model.msgpack", "flax_model.msgpack.index.json")

@@ -1,7 +1,6 @@
 """`from_pretrained` and `save_pretrained` of the Flax models."""
 
 import copy
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -13,20 +12,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
 
 from triptych.checkpoints import msgpack_file, safetensors_file
 from triptych.checkpoints.arrays import is_floating
 from triptych.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from triptych.checkpoints.index import StoredTensor, make_index, parse_size, plan_shards, shard_names
+from triptych.checkpoints.index import StoredTensor, parse_size
 from triptych.checkpoints.locate import find_weights
-from triptych.checkpoints.matching import Matching, describe, is_any_of, quote, refuse_mismatched, targets
+from triptych.checkpoints.matching import describe, refuse_mismatched
 from triptych.checkpoints.names import FLAX_FORMATS, MSGPACK, SAFETENSORS
+from triptych.checkpoints.pretrained import (
+    check_constructor_takes,
+    match,
+    remember_origin,
+    write_configuration,
+    write_weights,
+)
 from triptych.configuration import PretrainedConfig
-from triptych.errors import CheckpointError, LoadingWarning, SaveError
-from triptych.files import read_json, staged_folder, write_json
-from triptych.generation.configuration import GENERATION_CONFIG_NAME, GenerationConfig
-from triptych.hub import HubOptions, StrPath, pop_options, resolve_file
+from triptych.errors import LoadingWarning
+from triptych.files import staged_folder
+from triptych.hub import StrPath, pop_options
 from triptych.trees import Leaf, leaves_of, tree_of
 
 if TYPE_CHECKING:
@@ -100,7 +104,7 @@ def load_pretrained(
     else:
         where = os.fspath(name_or_folder if config is None else config)
         config, model_kwargs = cls.config_class.from_pretrained(where, return_unused_kwargs=True, **hub, **kwargs)
-    _check_constructor_takes(cls, model_kwargs)
+    check_constructor_takes(cls, model_kwargs)
     make: Any = cls
     model: FlaxPreTrainedModel = make(config, *model_args, dtype=dtype, _do_init=False, **model_kwargs)
     files = find_weights(
@@ -112,7 +116,7 @@ def load_pretrained(
     )
     with open_checkpoint(_with_published_names(files), "np") as checkpoint:
         slots = slots_of(model.params_shape_tree)
-        found = match(model, slots, checkpoint)
+        found = match(model, {name: slot.shape for name, slot in slots.items()}, checkpoint)
         if not options.ignore_mismatched_sizes:
             refuse_mismatched(found.mismatched, checkpoint.source)
         params = {
@@ -121,7 +125,7 @@ def load_pretrained(
         message = describe(cls, found, checkpoint.source)
     if message:
         warnings.warn(message, LoadingWarning, stacklevel=3)
-    _remember_origin(model, name_or_folder, hub)
+    remember_origin(model, name_or_folder, hub)
     result: tuple[Any, ...]
     if options._do_init:
         model._is_initialized = True
@@ -163,29 +167,21 @@ def save_pretrained(
         raise ValueError("push_to_hub is not supported. Upload the saved folder with `hf upload`.")
     if not is_main_process:
         return
-    limit, folder = parse_size(max_shard_size), Path(save_directory)
+    parse_size(max_shard_size)  # a size that is none is refused before any work
+    folder = Path(save_directory)
     slots, leaves = slots_of(model.params_shape_tree), leaves_of(model.checked_params(params))
     form = SAFETENSORS if safe_serialization else MSGPACK
     in_order = sorted(slots, key=partial(_place, model._published_order))
     stored = [StoredTensor(name, leaves[slots[name].leaf].nbytes, name) for name in in_order]
-    shards = plan_shards(stored, limit)
-    names = shard_names(form, variant, len(shards))
+    in_index: Callable[[str], str] = str if safe_serialization else lambda name: "/".join(slots[name].leaf)
+    dtype = next((jnp.dtype(value.dtype).name for value in leaves.values() if is_floating(value.dtype)), None)
+
+    def write(path: Path, names: Iterable[str]) -> None:
+        _write(path, {name: slots[name] for name in names}, leaves, safe_serialization)
+
     with staged_folder(folder, replaces=lambda name: form.owns(name, variant)) as stage:
-        for file, shard in zip(names, shards, strict=True):
-            try:
-                _write(stage / file, {name: slots[name] for name in shard}, leaves, safe_serialization)
-            except (OSError, SafetensorError) as error:
-                raise SaveError(
-                    f"{file} cannot be written in {folder}: {error}. What the folder held before is unchanged; "
-                    "free some space or choose another folder."
-                ) from error
-        if len(names) > 1:
-            in_index: Callable[[str], str] = (
-                str if safe_serialization else lambda name: _INDEX_SEPARATOR.join(slots[name].leaf)
-            )
-            weight_map = {in_index(n): file for file, shard in zip(names, shards, strict=True) for n in shard}
-            write_json(stage / form.index_name(variant), make_index(weight_map, sum(item.nbytes for item in stored)))
-        _write_configuration(model, leaves.values(), stage)
+        write_weights(stage, stored, form, variant, max_shard_size, write, in_index)
+        write_configuration(model, dtype, type(model).__name__.removeprefix("Flax"), stage)
     if form is not SAFETENSORS and any(SAFETENSORS.owns(path.name, variant) for path in folder.iterdir()):
         warnings.warn(
             f"{folder} also holds {SAFETENSORS.file_name(variant)} or its shards, which is what from_pretrained reads. "
@@ -193,41 +189,6 @@ def save_pretrained(
             LoadingWarning,
             stacklevel=3,
         )
-
-
-def match(model: "FlaxPreTrainedModel", slots: Mapping[str, Slot], checkpoint: Checkpoint) -> Matching:
-    """Compare names and shapes; nothing is read.
-
-    The prefix of the base model may be there or not on either side. Of tied tensors one is enough.
-
-    Raises: CheckpointError if not one of the checkpoint's names belongs to the model.
-    """
-    tied = {name: own for name, own in model._tied_weights.items() if name not in slots}
-    target_of = targets(checkpoint.tensors, {**slots, **tied}, model.base_model_prefix)
-    if checkpoint.tensors and not target_of:
-        raise CheckpointError(
-            f"The weights must belong to {type(model).__name__}, which has {quote(slots, 2)}, but none of the "
-            f"{len(checkpoint.tensors)} tensors of {checkpoint.source} fits; it has {quote(checkpoint.tensors, 2)}. "
-            "Load it with the class it was saved from."
-        )
-    stored = {target: name for name, target in target_of.items()}
-    for other, own in tied.items():
-        if other in stored:
-            stored.setdefault(own, stored[other])
-    left = [name for name in checkpoint.tensors if name not in target_of]
-    ignored = model._keys_to_ignore_on_load_unexpected
-    found = Matching(unexpected=sorted(name for name in left if not is_any_of(name, ignored)))
-    for name, slot in slots.items():
-        if name not in stored:
-            found.missing.append(name)
-            found.to_initialise.append(name)
-        elif checkpoint.tensors[stored[name]].shape != slot.shape:
-            found.mismatched.append((stored[name], checkpoint.tensors[stored[name]].shape, slot.shape))
-            found.to_initialise.append(name)
-        else:
-            found.stored_name[name] = stored[name]
-    found.missing.sort()
-    return found
 
 
 def _place(order: tuple[str, ...], name: str) -> list[int]:
@@ -260,34 +221,3 @@ def _write(path: Path, slots: Mapping[str, Slot], leaves: Mapping[Leaf, Any], sa
         )
     else:
         msgpack_file.write_file(tree_of({slot.leaf: leaves[slot.leaf] for slot in slots.values()}), path)
-
-
-def _write_configuration(model: "FlaxPreTrainedModel", values: Iterable[Any], stage: Path) -> None:
-    dtype = next((value.dtype for value in values if is_floating(value.dtype)), None)
-    if dtype is not None:
-        model.config.torch_dtype = jnp.dtype(dtype).name
-    model.config.architectures = [type(model).__name__.removeprefix("Flax")]
-    model.config.save_pretrained(stage)
-    if model.can_generate() and model.generation_config is not None:
-        model.generation_config.to_json_file(stage / GENERATION_CONFIG_NAME)
-
-
-def _check_constructor_takes(cls: type, kwargs: Mapping[str, Any]) -> None:
-    """Refuse keyword arguments that nobody wants, before anything is read or fetched."""
-    own = inspect.signature(cls).parameters
-    for name in kwargs:
-        if name not in own or name == "kwargs":
-            raise TypeError(
-                f"{cls.__name__}.from_pretrained() got an unexpected keyword argument {name!r}. It is neither an "
-                "option nor a field of the configuration (fields of a config object are set on the object)."
-            )
-
-
-def _remember_origin(model: "FlaxPreTrainedModel", name_or_folder: StrPath, hub: HubOptions) -> None:
-    model.name_or_path = model.config._name_or_path = os.fspath(name_or_folder)
-    if not model.can_generate():
-        return
-    path = resolve_file(name_or_folder, "generation_config.json", **hub, required=False)
-    model.generation_config = (
-        GenerationConfig.from_dict(read_json(path)) if path else GenerationConfig.from_model_config(model.config)
-    )
