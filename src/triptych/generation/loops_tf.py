@@ -168,6 +168,7 @@ class _Beams(NamedTuple):
     ended_origin: Tensor
     ended_scores: Tensor
     has_ended: Tensor  # (B, K), whether an ended text is one
+    is_open: Tensor  # (B,), whether better texts may still come
     is_sound: Tensor
     kept: tuple[Tensor, ...]
     cache: cache_tf.Cache
@@ -189,6 +190,12 @@ def beams(
     def per_length(sums: Tensor, length: Any) -> Tensor:
         return sums / tf.cast(length - width, tf.float32) ** options.length_penalty
 
+    def can_improve(best: Tensor, worst: Tensor, has_ended: Tensor, length: Tensor) -> Tensor:
+        """Whether the best running text of each row (B,) may still beat the worst ended one."""
+        furthest = longest if options.early_stopping == "never" and options.length_penalty > 0 else length
+        beats = (per_length(best, furthest) > worst) & (options.early_stopping is not True)
+        return beats | ~tf.reduce_all(has_ended, axis=-1)
+
     def extend(state: _Beams, scores: Tensor) -> _Beams:
         """One more token for each text."""
         length = state.length
@@ -203,11 +210,11 @@ def beams(
         origins = _with_column(_picked(state.running_origin, origin), length - width, flat_origin)
         ends = _ends(tokens, options)
         running_scores, best = tf.math.top_k(tf.where(ends, sums + OUT, sums), count)  # (B, K)
-        # A row that has its texts takes no more when it stops early.
-        is_full = tf.reduce_all(state.has_ended, axis=-1, keepdims=True) & (options.early_stopping is True)
-        candidates = per_length(sums, length + 1)
-        candidates = tf.where(~ends | is_full, candidates + OUT, candidates)
+        # Only an end among the K best counts, and only in a row that is not done: other rows do not keep it going.
+        counts = ends & (np.arange(2 * count) < count) & state.is_open[:, None]
+        candidates = tf.where(counts, per_length(sums, length + 1), OUT)
         ended_scores, best_ended = tf.math.top_k(tf.concat([state.ended_scores, candidates], axis=1), count)
+        has_ended = _picked(tf.concat([state.has_ended, counts], axis=1), best_ended)
         return _Beams(
             length + 1,
             _picked(texts, best),
@@ -216,19 +223,15 @@ def beams(
             _picked(tf.concat([state.ended, texts], axis=1), best_ended),
             _picked(tf.concat([state.ended_origin, origins], axis=1), best_ended),
             ended_scores,
-            _picked(tf.concat([state.has_ended, ends & ~is_full], axis=1), best_ended),
+            has_ended,
+            state.is_open & can_improve(running_scores[:, 0], ended_scores[:, -1], has_ended, length + 1),
             is_sound,
             _kept(state.kept, length - width, scores),
             cache_tf.picked(state.cache, tf.reshape(_picked(flat_origin, best), [-1])),
         )
 
     def go_on(state: _Beams) -> Tensor:
-        length = longest if options.early_stopping == "never" and options.length_penalty > 0 else state.length
-        hoped = per_length(state.running_scores[:, :1], length)
-        worst = tf.where(state.has_ended, tf.reduce_min(state.ended_scores, axis=1, keepdims=True), OUT)
-        can_improve = tf.reduce_any(hoped > worst)
-        is_open = ~(tf.reduce_all(state.has_ended) & (options.early_stopping is True))
-        return (state.length < longest) & can_improve & is_open
+        return (state.length < longest) & tf.reduce_any(state.is_open)
 
     def one_more(state: _Beams) -> tuple[_Beams]:
         last = tf.reshape(_column(state.running, state.length - 1), [-1])
@@ -237,7 +240,7 @@ def beams(
 
     start = _first_beams(prompt, options, scores, cache)
     (end,) = tf.while_loop(go_on, one_more, (extend(start, scores),))
-    return _best(end, options.num_return_sequences, width)
+    return _best(end, per_length(end.running_scores, end.length), options.num_return_sequences, width)
 
 
 def _first_beams(prompt: Tensor, options: GenerationConfig, scores: Tensor, cache: cache_tf.Cache) -> _Beams:
@@ -256,6 +259,7 @@ def _first_beams(prompt: Tensor, options: GenerationConfig, scores: Tensor, cach
         ended_origin=origin,
         ended_scores=tf.fill((rows, count), OUT),
         has_ended=tf.zeros((rows, count), tf.bool),
+        is_open=tf.ones(rows, tf.bool),
         is_sound=tf.constant(True),
         kept=_nothing_kept(options, longest - width, scores),
         cache=cache,
@@ -278,15 +282,13 @@ def _picked(values: Tensor, places: Tensor) -> Tensor:
     return tf.gather(values, places, batch_dims=1)
 
 
-def _best(end: _Beams, count: int, width: int) -> Result:
-    """The `count` best texts of each row: those that ended, then those that were still running."""
-    rows, beams, longest = end.running.shape
-    ended = tf.cast(end.has_ended, tf.int32)
-    place = tf.maximum(tf.range(beams) - tf.reduce_sum(ended, axis=1, keepdims=True), 0)
-    is_ended = end.has_ended[..., None]
-    texts = tf.where(is_ended, end.ended, _picked(end.running, place))[:, :count]
-    origin = tf.where(is_ended, end.ended_origin, _picked(end.running_origin, place))[:, :count]
-    sums = tf.where(end.has_ended, end.ended_scores, _picked(end.running_scores, place))[:, :count]
+def _best(end: _Beams, running_scores: Tensor, count: int, width: int) -> Result:
+    """The `count` best texts of each row: of those that ended and, in a row that is not done, those still running."""
+    rows, _, longest = end.running.shape
+    running_scores = tf.where(end.is_open[:, None], running_scores, 2 * OUT)  # (B, K)
+    sums, best = tf.math.top_k(tf.concat([end.ended_scores, running_scores], axis=1), count)
+    texts = _picked(tf.concat([end.ended, end.running], axis=1), best)
+    origin = _picked(tf.concat([end.ended_origin, end.running_origin], axis=1), best)
     new = tf.reduce_sum(tf.cast(origin >= 0, tf.int32), axis=-1)
     return Result(
         tf.reshape(texts, [rows * count, longest]),
