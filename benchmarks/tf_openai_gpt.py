@@ -72,9 +72,7 @@ class Worker:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit(
-                "A worker ended. Check that its interpreter has TensorFlow, and enough memory."
-            )
+            raise SystemExit("A worker ended. Check that its interpreter has TensorFlow, and enough memory.")
         return float(answer)
 
     def stop(self) -> None:

@@ -86,7 +86,7 @@ def read_prompt(model: Any, input_ids: Any, mask: Any, options: GenerationConfig
         if options.bos_token_id is None:
             raise ValueError("There is nothing to continue: neither a prompt nor bos_token_id. Pass input_ids.")
         input_ids = [[options.bos_token_id]]
-    if np.size(input_ids) == 0 and not tf.is_tensor(input_ids):
+    if not tf.is_tensor(input_ids) and np.size(input_ids) == 0:  # which NumPy takes for floats
         input_ids = np.zeros(np.shape(input_ids), np.int32)
     ids = checked_ids("input_ids", input_ids, model.config.vocab_size)
     if ids.shape.rank != 2 or not ids.shape.is_fully_defined():
