@@ -24,7 +24,7 @@ CASES = {
     "repetition": ENDS | {"repetition_penalty": 1.7},
     "no_repeat": ENDS | {"no_repeat_ngram_size": 2},
     "bad_words": ENDS | {"bad_words_ids": [[11], [3, 4]], "eos_token_id": 7},
-    "min_length": ENDS | {"min_length": 12},
+    "min_length": ENDS | {"min_length": 12, "eos_token_id": 63},
     "forced_end": ENDS | {"eos_token_id": 7, "forced_eos_token_id": 7},
     "suppressed": ENDS | {"suppress_tokens": [1, 2, 3], "begin_suppress_tokens": [4, 5]},
     "beams": BEAMS,
