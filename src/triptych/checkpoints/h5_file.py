@@ -39,6 +39,11 @@ class H5File:
             self._places: dict[str, _Place] = {}
             for where, dataset in _datasets(h5py, self._file, path):
                 name, change = published_name(where)
+                if name in self._places:
+                    raise CheckpointError(
+                        f"A tensor must be in a file once, but {path} has {name} in {self._places[name].dataset.name} "
+                        f"and {dataset.name}. Ask the author for model.safetensors."
+                    )
                 self._places[name] = _Place(dataset, change)
             if not self._places:
                 raise CheckpointError(f"{path} holds no tensor of a model. Is it the file of another program?")

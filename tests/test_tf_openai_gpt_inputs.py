@@ -3,20 +3,18 @@
 import numpy as np
 import pytest
 
-tf = pytest.importorskip("tensorflow")
-h5py = pytest.importorskip("h5py")
+pytest.importorskip("tensorflow")
 
-import keras  # noqa: E402
+import keras
+import tensorflow as tf
 
-from triptych import (  # noqa: E402
+from triptych import (
     OpenAIGPTConfig,
     TFOpenAIGPTDoubleHeadsModel,
     TFOpenAIGPTForSequenceClassification,
     TFOpenAIGPTLMHeadModel,
     TFOpenAIGPTModel,
 )
-from triptych.checkpoints import h5_file  # noqa: E402
-from triptych.errors import CheckpointError  # noqa: E402
 
 IDS = np.random.default_rng(0).integers(0, 50, (2, 6))
 MASK = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
@@ -120,7 +118,7 @@ def test_the_policy_of_a_model_is_that_of_all_its_layers(policy, computes, keeps
 
 
 def test_training_in_mixed_precision_learns_a_batch():
-    settings = config(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    settings = config(n_layer=1, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
     model = TFOpenAIGPTForSequenceClassification(settings, dtype="mixed_float16")
     model.compile(keras.optimizers.Adam(0.01), metrics=["accuracy"])
     inputs = {"input_ids": IDS, "attention_mask": MASK, "position_ids": POSITIONS}
@@ -132,13 +130,13 @@ def test_training_in_mixed_precision_learns_a_batch():
 @keras_keeps
 @pytest.mark.parametrize("tied", [True, False])
 def test_resizing_takes_numpy_ints_and_the_head_follows(tied, tmp_path):
-    model = TFOpenAIGPTLMHeadModel(config(tie_word_embeddings=tied))
+    model = TFOpenAIGPTLMHeadModel(config(n_layer=1, tie_word_embeddings=tied))
     before = model(IDS).logits.numpy()
     model.resize_token_embeddings(np.int64(53))
     after = model(IDS).logits.numpy()
     np.testing.assert_allclose(after[..., :50], before, atol=1e-6)
     np.testing.assert_allclose(after[..., 50:], np.repeat(before.mean(-1, keepdims=True), 3, -1), atol=1e-5)
-    model.compile("adam")
+    model.compile("sgd", run_eagerly=True)
     model.fit(IDS + 3, IDS + 3, verbose=0)
     model.save(tmp_path / "model.keras")
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(IDS).logits, model(IDS).logits)
@@ -155,16 +153,3 @@ def test_input_embeddings_can_be_replaced():
     assert model.config.vocab_size == 60
     with pytest.raises(ValueError, match=r"\(vocabulary, 16\); got \(60, 8\)"):
         model.set_input_embeddings(vectors[:, :8])
-
-
-@pytest.mark.parametrize("endless", [True, False])
-def test_an_h5_file_whose_groups_lead_back_or_are_in_two_places_is_refused_at_once(tmp_path, endless):
-    path = tmp_path / "tf_model.h5"
-    with h5py.File(path, "w") as file:
-        group = file
-        for _ in range(30):  # 2 ** 30 ways to the end
-            group = group.create_group("a")
-            group.parent["b"] = file if endless else group
-        group["weight:0"] = np.zeros(3, np.float32)
-    with pytest.raises(CheckpointError, match="lies in one place"):
-        h5_file.open_file(path, "np")
