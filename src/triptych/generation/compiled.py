@@ -9,7 +9,7 @@ from triptych.generation.configuration import GenerationConfig
 from triptych.generation.options import Request, notice
 
 # Options that a compiled loop has no place for.
-NOT_COMPILED = (
+NOT_COMPILED: tuple[tuple[str, Callable[[GenerationConfig], Any]], ...] = (
     ("stop_strings", lambda o: o.stop_strings is not None),
     ("json_schema, regex", lambda o: o.json_schema is not None or o.regex is not None),
     ("watermarking_config", lambda o: o.watermarking_config is not None),
