@@ -4,7 +4,7 @@ Shapes: B batch, T new tokens, S cached + new tokens, H heads, D head_dim, C hid
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -15,9 +15,7 @@ from triptych.runtime.packing import normalised, packed
 from triptych.runtime.preparing import last_positions
 
 if TYPE_CHECKING:
-    from triptych.models.persimmon.modeling_torch import PersimmonDecoderLayer, PersimmonForCausalLM
-
-Rotate = Callable[[Tensor], Tensor]
+    from triptych.models.persimmon.modeling_torch import PersimmonDecoderLayer, PersimmonForCausalLM, Rotation
 
 
 class PersimmonLayerStep:
@@ -40,7 +38,7 @@ class PersimmonLayerStep:
         self.widen = packed(layer.mlp.dense_h_to_4h, activation=layer.mlp.act.function)
         self.narrow = packed(layer.mlp.dense_4h_to_h)
 
-    def __call__(self, x: Tensor, mask: AttentionMask, rotate: Rotate, cache: LayerCache) -> Tensor:
+    def __call__(self, x: Tensor, mask: AttentionMask, rotate: "Rotation", cache: LayerCache) -> Tensor:
         # (B, T, C) -> (B, T, C)
         fused = self.qkv(self.norm_1(x)).view(*x.shape[:2], self.heads, 3, self.head_dim)
         q, k, v = fused.permute(3, 0, 2, 1, 4).unbind(0)  # (B, H, T, D)
@@ -61,7 +59,7 @@ class PersimmonStep:
         self.head = packed(model.lm_head)
 
     def __call__(
-        self, x: Tensor, mask: AttentionMask, rotate: Rotate, layers: Sequence[LayerCache], last: int | None
+        self, x: Tensor, mask: AttentionMask, rotate: "Rotation", layers: Sequence[LayerCache], last: int | None
     ) -> tuple[Tensor, Tensor]:
         """The last position's logits (B, V), or of the last `last` (B, last, V), and the hidden states (B, T, C)."""
         for layer, cache in zip(self.layers, layers, strict=True):
