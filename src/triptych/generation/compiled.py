@@ -8,8 +8,10 @@ from triptych.generation.checks import as_ids
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.options import UNSUPPORTED, notice
 
+_Asks = Callable[[GenerationConfig], Any]
+
 # Options that a compiled loop has no place for, beside those that no framework has.
-NOT_COMPILED = (
+NOT_COMPILED: tuple[tuple[str, _Asks], ...] = (
     ("stop_strings", lambda o: o.stop_strings is not None),
     ("max_time", lambda o: o.max_time is not None),
     ("num_beam_groups", lambda o: o.num_beam_groups != 1),
@@ -32,9 +34,7 @@ class Prompt:
         return int(self.ids.shape[1])
 
 
-def refuse_unsupported(
-    options: GenerationConfig, framework: str, *more: tuple[str, Callable[[GenerationConfig], Any]]
-) -> None:
+def refuse_unsupported(options: GenerationConfig, framework: str, *more: tuple[str, _Asks]) -> None:
     """Refuse options that ask for what a compiled loop does not do, and `more` that this framework does not.
 
     Raises: ValueError naming the first of them.

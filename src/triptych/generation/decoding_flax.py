@@ -23,6 +23,7 @@ from triptych.generation.checks import as_ids, require_int
 from triptych.generation.compiled import Prompt, check_rows, is_pad_mask, refuse_unsupported, settle_padding
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.lengths import settle_length
+from triptych.generation.logits_rules import Call
 from triptych.generation.options import check_token_ids, resolve
 from triptych.generation.outputs import FlaxBeamSearchOutput, FlaxGreedySearchOutput, FlaxSampleOutput
 
@@ -121,7 +122,7 @@ def _program(
     known = (options.to_json_string(use_diff=False), width, custom)
     programs: dict[Any, Any] = vars(model).setdefault("_programs", {})
     if known not in programs:
-        transform = logits_flax.transforms(logits_flax.Call(options, width), custom)
+        transform = logits_flax.transforms(Call(options, width), custom)
         loop = _beams if options.num_beams > 1 else _chosen
         step = _Step(model.module, model.init_cache, options.max_length)
 

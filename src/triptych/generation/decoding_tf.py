@@ -18,6 +18,7 @@ from triptych.generation.checks import require_int
 from triptych.generation.compiled import Prompt, check_rows, is_pad_mask, refuse_unsupported, settle_padding
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.lengths import settle_length
+from triptych.generation.logits_rules import Call
 from triptych.generation.options import check_token_ids, resolve
 from triptych.generation.outputs import (
     TFBeamSampleDecoderOnlyOutput,
@@ -169,7 +170,7 @@ def _program(
     known = (options.to_json_string(use_diff=False), width, tuple(map(id, custom)), tuple(map(id, weights)))
     programs: _Programs = vars(model).setdefault("_programs", _Programs())
     if known not in programs:
-        transform = logits_tf.transforms(logits_tf.Call(options, width), custom)
+        transform = logits_tf.transforms(Call(options, width), custom)
         loop = loops_tf.beams if options.num_beams > 1 else loops_tf.chosen
         step = loops_tf.Step(model.next_token_logits, model.new_cache, options.max_length)
 
