@@ -21,14 +21,10 @@ ENDS = {"max_new_tokens": 10, "eos_token_id": list(range(3, 97, 9)), "pad_token_
 BEAMS = ENDS | {"num_beams": 3, "num_return_sequences": 3}
 CASES = {
     "greedy": ENDS,
-    "repetition": ENDS | {"repetition_penalty": 1.7},
     "no_repeat": ENDS | {"no_repeat_ngram_size": 2},
     "bad_words": ENDS | {"bad_words_ids": [[11], [3, 4]], "eos_token_id": 7},
     "min_length": ENDS | {"min_length": 12, "eos_token_id": 63},
-    "forced_end": ENDS | {"eos_token_id": 7, "forced_eos_token_id": 7},
-    "suppressed": ENDS | {"suppress_tokens": [1, 2, 3], "begin_suppress_tokens": [4, 5]},
     "beams": BEAMS,
-    "beams_long": BEAMS | {"length_penalty": 2.0},
     "beams_short": BEAMS | {"length_penalty": -1.0},
     "beams_early": BEAMS | {"early_stopping": True},
     "beams_never": BEAMS | {"early_stopping": "never"},

@@ -191,7 +191,7 @@ def beams(
         return sums / tf.cast(length - width, tf.float32) ** options.length_penalty
 
     def can_improve(best: Tensor, worst: Tensor, has_ended: Tensor, length: Tensor) -> Tensor:
-        """Whether the best running text of each row (B,) may still beat the worst ended one."""
+        """Whether the best continuation of each row (B,) may still beat the worst ended one, as PyTorch asks."""
         furthest = longest if options.early_stopping == "never" and options.length_penalty > 0 else length
         beats = (per_length(best, furthest) > worst) & (options.early_stopping is not True)
         return beats | ~tf.reduce_all(has_ended, axis=-1)
@@ -224,7 +224,7 @@ def beams(
             _picked(tf.concat([state.ended_origin, origins], axis=1), best_ended),
             ended_scores,
             has_ended,
-            state.is_open & can_improve(running_scores[:, 0], ended_scores[:, -1], has_ended, length + 1),
+            state.is_open & can_improve(sums[:, 0], ended_scores[:, -1], has_ended, length + 1),
             is_sound,
             _kept(state.kept, length - width, scores),
             cache_tf.picked(state.cache, tf.reshape(_picked(flat_origin, best), [-1])),
