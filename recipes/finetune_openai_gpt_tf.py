@@ -11,7 +11,7 @@ given again, and ends where it would have ended. Needs the extra `tf` alone.
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,6 +130,16 @@ def optimizer_of(model: keras.Model, schedule: ShortWarmup) -> keras.optimizers.
     return optimizer
 
 
+def log_into(file: Path) -> Callable[[int, dict[str, float]], None]:
+    """Writes losses and accuracies behind those of earlier epochs, an epoch a line."""
+
+    def log(epoch: int, logs: dict[str, float]) -> None:
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"epoch": epoch, **logs}) + "\n")
+
+    return log
+
+
 def accuracy(model: TFOpenAIGPTForSequenceClassification, batches: Batches) -> float:
     """The part of the texts that the model gives their own label."""
     model.compile(metrics=["accuracy"])
@@ -195,7 +205,7 @@ def main(
         callbacks=[
             keras.callbacks.BackupAndRestore(str(out / "checkpoint"), double_checkpoint=True),
             DropoutByEpoch(seed),
-            keras.callbacks.CSVLogger(str(out / "log.csv"), append=True),
+            keras.callbacks.LambdaCallback(on_epoch_end=log_into(out / "log.jsonl")),
         ],
     )
 

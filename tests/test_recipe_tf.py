@@ -1,6 +1,5 @@
 """The recipe that fine-tunes with TensorFlow: it learns, and a stopped run ends where one that was not stopped ends."""
 
-import csv
 import json
 import sys
 from pathlib import Path
@@ -49,9 +48,9 @@ def test_a_stopped_run_ends_where_one_that_was_not_stopped_ends(start, tmp_path,
     model, texts = start
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     recipe.main(str(model), texts, whole, **RUN)
-    log = list(csv.DictReader((whole / "log.csv").read_text().splitlines()))
-    assert [row["epoch"] for row in log] == ["0", "1", "2", "3"]
-    assert float(log[-1]["loss"]) < float(log[0]["loss"])
+    log = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in log] == [0, 1, 2, 3]
+    assert log[-1]["loss"] < log[0]["loss"]
     assert json.loads((whole / "scores.json").read_text())["accuracy"] > 0.9
     assert not (whole / "checkpoint").exists()
 
@@ -74,5 +73,6 @@ def test_a_stopped_run_ends_where_one_that_was_not_stopped_ends(start, tmp_path,
         dict(TFOpenAIGPTForSequenceClassification.from_pretrained(folder).named_weights())
         for folder in (whole, stopped)
     )
+    assert (stopped / "log.jsonl").read_text() == (whole / "log.jsonl").read_text()
     for name, weight in first.items():
         np.testing.assert_array_equal(weight.numpy(), second[name].numpy(), name)
