@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/fuyu.md", "docs/flax.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/decoding.md", "docs/fuyu.md", "docs/flax.md"])
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, capsys):
     blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     assert blocks

@@ -71,8 +71,12 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError("Weights of 8 bits cannot be trained. Call model.dequantize() before training.")
-        out: Tensor = torch.ops.quantized.linear_dynamic(x.float(), self.packed, self.reduce_range)
-        return out.to(x.dtype)
+        return self.product(x.float()).to(x.dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The same for float32 that no gradient is wanted of, without the cost of calling a module."""
+        out: Tensor = torch.ops.quantized.linear_dynamic.default(x, self.packed, self.reduce_range)
+        return out
 
     def _held(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Steps (out, in), scales (out,) and bias (out,)."""
