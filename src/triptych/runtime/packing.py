@@ -5,7 +5,7 @@ memory. In the blocked layout of oneDNN (which PyTorch ships) they come about tw
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -42,7 +42,7 @@ def packed(*layers: nn.Module, activation: Function | None = None) -> Function:
     return product if activation is None or kind != "none" else lambda x: activation(product(x))
 
 
-def _in_turn(products: list[Function], activation: Function | None) -> Function:
+def _in_turn(products: Sequence[Function], activation: Function | None) -> Function:
     if len(products) > 1:
         return lambda x: torch.cat([product(x) for product in products], dim=-1)
     (product,) = products
