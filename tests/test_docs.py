@@ -10,7 +10,16 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/explain.md", "docs/flax.md", "docs/fuyu.md", "docs/grammars.md", "docs/watermarks.md"]
+    "page",
+    [
+        "README.md",
+        "docs/decoding.md",
+        "docs/explain.md",
+        "docs/flax.md",
+        "docs/fuyu.md",
+        "docs/grammars.md",
+        "docs/watermarks.md",
+    ],
 )
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, capsys):
     blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))

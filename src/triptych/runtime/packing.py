@@ -5,7 +5,7 @@ memory. In the blocked layout of oneDNN (which PyTorch ships) they come about tw
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,8 +25,9 @@ def packed(*layers: nn.Module, activation: Function | None = None) -> Function:
 
     Float32 weights are copied into the blocked layout. Quantised layers are packed already and are called as they are.
     """
-    if any(isinstance(layer, Int8Linear) for layer in layers):
-        return _in_turn(layers, activation)
+    quantised = [layer.product for layer in layers if isinstance(layer, Int8Linear)]
+    if quantised:
+        return _in_turn(quantised, activation)
     weight = torch.cat([_rows(layer) for layer in layers]) if len(layers) > 1 else _rows(layers[0])
     biases = [each.detach() for each in (layer.bias for layer in layers) if isinstance(each, Tensor)]
     bias = torch.cat(biases) if biases else None
@@ -41,11 +42,11 @@ def packed(*layers: nn.Module, activation: Function | None = None) -> Function:
     return product if activation is None or kind != "none" else lambda x: activation(product(x))
 
 
-def _in_turn(layers: tuple[nn.Module, ...], activation: Function | None) -> Function:
-    if len(layers) > 1:
-        return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
-    (layer,) = layers
-    return layer if activation is None else lambda x: activation(layer(x))
+def _in_turn(products: Sequence[Function], activation: Function | None) -> Function:
+    if len(products) > 1:
+        return lambda x: torch.cat([product(x) for product in products], dim=-1)
+    (product,) = products
+    return product if activation is None else lambda x: activation(product(x))
 
 
 def _rows(layer: nn.Module) -> Tensor:

@@ -7,6 +7,7 @@ such schemes; this one has no outlier path.
 
 import warnings
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -57,23 +58,25 @@ class Int8Linear(nn.Module):
         return cls(layer.weight.detach(), bias, kind=type(layer))
 
     def _pack(self, weight: Tensor, bias: Tensor | None) -> None:
-        rows = (weight.t() if self.transposed else weight).float()  # (out, in)
+        rows = (weight.t() if self.transposed else weight).float().contiguous()  # (out, in)
         self.out_features, self.in_features = rows.shape
         scales = (rows.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        self._hold((rows / scales[:, None]).round_().clamp_(-127, 127).to(torch.int8), scales, bias)
+        with _quietly():
+            self._hold(torch.quantize_per_channel(rows, scales.double(), _no_offsets(rows), 0, torch.qint8), bias)
 
-    def _hold(self, steps: Tensor, scales: Tensor, bias: Tensor | None) -> None:
-        zeros = torch.zeros(len(steps), dtype=torch.long)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # such tensors are deprecated, packing has no other way in
-            quantised = torch._make_per_channel_quantized_tensor(steps, scales.double(), zeros, 0)
-        self.packed = torch.ops.quantized.linear_prepack(quantised, None if bias is None else bias.float().contiguous())
+    def _hold(self, quantised: Tensor, bias: Tensor | None) -> None:
+        # a copy of the bias, which may lie in a mapped file
+        self.packed = torch.ops.quantized.linear_prepack(quantised, None if bias is None else bias.float().clone())
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError("Weights of 8 bits cannot be trained. Call model.dequantize() before training.")
-        out: Tensor = torch.ops.quantized.linear_dynamic(x.float(), self.packed, self.reduce_range)
-        return out.to(x.dtype)
+        return self.product(x.float()).to(x.dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The same for float32 that no gradient is wanted of, without the cost of calling a module."""
+        out: Tensor = torch.ops.quantized.linear_dynamic.default(x, self.packed, self.reduce_range)
+        return out
 
     def _held(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Steps (out, in), scales (out,) and bias (out,)."""
@@ -84,9 +87,12 @@ class Int8Linear(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "packed"} | {"held": self._held()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        held = state.pop("held")
+        state = dict(state)
+        steps, scales, bias = state.pop("held")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._hold(*held)
+        with _quietly():
+            quantised = torch._make_per_channel_quantized_tensor(steps, scales.double(), _no_offsets(steps), 0)
+        self._hold(quantised, bias)
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """The weight that the steps stand for, in float32 and in the file's order, and the bias."""
@@ -149,6 +155,18 @@ class Int8Linear(nn.Module):
     def extra_repr(self) -> str:
         """The sizes, as the module is printed."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def _no_offsets(rows: Tensor) -> Tensor:
+    return torch.zeros(len(rows), dtype=torch.long)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Tensors with scales of their own are deprecated in PyTorch, but its packed products have no other way in."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def is_transposed(kind: type[nn.Module]) -> bool:
