@@ -9,8 +9,16 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/fuyu.md", "docs/flax.md"])
+# What a page needs, and what its libraries warn of.
+NEEDS = {"docs/tensorflow.md": "tensorflow"}
+
+
+@pytest.mark.filterwarnings("ignore:Not all weights:triptych.errors.LoadingWarning")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras reads weights so
+@pytest.mark.parametrize("page", ["README.md", "docs/fuyu.md", "docs/flax.md", "docs/tensorflow.md"])
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, capsys):
+    if page in NEEDS:
+        pytest.importorskip(NEEDS[page])
     blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     assert blocks
     names: dict[str, object] = {}
