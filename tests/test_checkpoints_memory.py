@@ -70,3 +70,13 @@ def test_the_peak_is_at_most_1_1_times_the_weights(folder, options):
     peak, weights = json.loads(done.stdout)
     assert weights > 45e6
     assert peak / weights <= 1.1
+
+
+def test_loading_does_not_import_pytorchs_compiler(folder):
+    """That takes a second, and filling memory that is not there used to need it."""
+    code = (
+        "import sys; from triptych.models.gpt_neo.modeling_torch import GPTNeoForCausalLM\n"
+        "GPTNeoForCausalLM.from_pretrained(sys.argv[1]); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder / "small"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

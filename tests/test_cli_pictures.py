@@ -124,6 +124,7 @@ def test_locate_says_when_there_is_nothing(run, picture):
 
 def test_pictures_of_several_are_written_to_a_folder(run, picture, drawn, tmp_path):
     drawn.save(tmp_path / "again.png")
+    (tmp_path / "out").mkdir()
     run("locate", picture, tmp_path / "again.png", "red circle", "--out", tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["again-found.png", "drawn-found.png"]
 
@@ -145,16 +146,24 @@ def test_pictures_of_several_are_written_to_a_folder(run, picture, drawn, tmp_pa
         (("locate", "drawn.png", "red circle", "--out", "found.doc"), 2, "--out"),
         (("locate", "drawn.png", "drawn.png", "red circle", "--out", "found.png"), 2, "folder"),
         (("locate", "drawn.png", "drawn.png", "red circle", "--out", "found"), 2, "overwrite"),
+        (("locate", "drawn.png", "drawn2.png", "red circle", "--out", "missing"), 2, "mkdir"),
+        (("locate", "drawn.png", "red circle", "--out", "missing/found.png"), 2, "mkdir"),
+        (("caption", "folder"), 1, "folder is a folder"),
+        (("caption", "folder", "What?"), 1, "folder/*.png"),
+        (("locate", "folder", "red circle"), 1, "folder is a folder"),
+        (("caption", "drawn.png", "word " * 600), 1, "more than the 512"),
         (("locate", "drawn.png", "red circle", "--prompt", "Find it"), 2, "{}"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_writes_nothing(run, picture, tmp_path, monkeypatch, arguments, code, words):
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:400])
     (tmp_path / "text.txt").write_text("no picture")
+    (tmp_path / "drawn2.png").write_bytes(picture.read_bytes())
+    (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     done = run(*arguments, code=code)
-    assert words in done.err
+    assert words in " ".join(done.err.replace("│", "").split())
     assert not done.out
     assert "Traceback" not in done.err
     assert sorted(tmp_path.iterdir()) == before

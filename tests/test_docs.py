@@ -11,11 +11,15 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # What a page needs, and what its libraries warn of.
 NEEDS = {"docs/tensorflow.md": "tensorflow"}
+PAGES = (
+    "README.md",
+    *(f"docs/{page}.md" for page in ("explain", "flax", "fuyu", "grammars", "tensorflow", "watermarks")),
+)
 
 
 @pytest.mark.filterwarnings("ignore:Not all weights:triptych.errors.LoadingWarning")
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras reads weights so
-@pytest.mark.parametrize("page", ["README.md", "docs/fuyu.md", "docs/flax.md", "docs/tensorflow.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, capsys):
     if page in NEEDS:
         pytest.importorskip(NEEDS[page])

@@ -19,7 +19,7 @@ from triptych import (
     PersimmonForCausalLM,
     PersimmonModel,
 )
-from triptych.errors import LabelError, LoadingWarning, TokenIdError
+from triptych.errors import GenerationWarning, LabelError, LoadingWarning, TokenIdError
 
 TOLERANCE = 2e-5
 IMPLEMENTATIONS = ("eager", "sdpa")
@@ -220,7 +220,10 @@ def test_texts_may_be_longer_than_max_position_embeddings():
     model = make(max_position_embeddings=4)
     assert model.max_positions is None
     assert model(tokens(1, 30)).logits.shape == (1, 30, 31)
-    assert model.generate(tokens(1, 9), max_new_tokens=5, **END).shape == (1, 14)
+    with pytest.warns(GenerationWarning, match="9 tokens, more than the 4 that the model was trained on"):
+        assert model.generate(tokens(1, 9), max_new_tokens=5, **END).shape == (1, 14)
+    assert make(**DYNAMIC).trained_positions == 24
+    assert make(**DYNAMIC).generate(tokens(1, 9), max_new_tokens=5, **END).shape == (1, 14)
 
 
 # -- images ----------------------------------------------------------------------------------------------------
@@ -287,6 +290,7 @@ def test_images_change_the_text_that_follows():
 # -- dtypes, embeddings, devices -------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:The prompt has")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_half_precision_is_finite_and_takes_patches_in_float32(dtype, implementation):

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from triptych.generation.configuration import DEFAULTS, GenerationConfig
+from triptych.generation.configuration import ADDITIONS, DEFAULTS, GenerationConfig
+from triptych.generation.constraints import PhrasalConstraint
 from triptych.models.gpt_neo.configuration import GPTNeoConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -16,8 +17,7 @@ RECORD = json.loads((GOLDEN / "generation.json").read_text(encoding="utf-8"))
 
 def as_the_reference_has_it(config: GenerationConfig) -> dict[str, Any]:
     fields = config.to_dict()
-    del fields["stop_strings"]  # the one addition
-    return fields
+    return {name: value for name, value in fields.items() if name not in ADDITIONS}
 
 
 def test_options_and_defaults_are_the_documented_ones() -> None:
@@ -162,3 +162,12 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 def test_pushing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hf upload"):
         GenerationConfig().save_pretrained(tmp_path, push_to_hub=True)
+
+
+def test_objects_hold_in_a_call_and_are_refused_in_a_file(tmp_path: Path) -> None:
+    words = [PhrasalConstraint([5, 6])]
+    config = GenerationConfig(constraints=words, num_beams=2)
+    assert config == config != GenerationConfig(num_beams=2)
+    with pytest.raises(ValueError, match=r"JSON.*PhrasalConstraint.*force_words_ids"):
+        config.save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []

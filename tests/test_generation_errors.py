@@ -88,14 +88,41 @@ def idle_model(model: GPTNeoForCausalLM) -> GPTNeoForCausalLM:
         ({"exponential_decay_length_penalty": (3, 1.1), "eos_token_id": None}, ValueError, "eos_token_id"),
         ({"inputs_embeds": torch.zeros(2, 3, 8)}, ValueError, "inputs_embeds"),
         ({"max_time": -1.0}, ValueError, "max_time"),
-        ({"num_beams": 4}, ValueError, "greedy decoding and sampling; beam search is not supported yet.*num_beams"),
-        ({"penalty_alpha": 0.6, "top_k": 4}, ValueError, "contrastive search is not supported.*penalty_alpha"),
-        ({"constraints": [1], "num_beams": 2}, ValueError, "constrained search"),
-        ({"force_words_ids": [[1]]}, ValueError, "constrained search"),
-        ({"prompt_lookup_num_tokens": 3}, ValueError, "prompt lookup"),
-        ({"guidance_scale": 1.5}, ValueError, "classifier-free guidance"),
-        ({"assistant_model": object()}, ValueError, "assisted generation.*assistant_model"),
-        ({"negative_prompt_ids": IDS}, ValueError, "negative_prompt_ids"),
+        ({"do_sample": True, "min_p": 1.5}, ValueError, "min_p is a probability, from 0 to 1; got 1.5"),
+        ({"top_p": 3}, ValueError, "top_p is a probability, from 0 to 1; got 3"),
+        ({"num_beams": 0}, ValueError, "num_beams must be an int of at least 1; got 0"),
+        ({"num_beams": 2, "num_beam_groups": 0}, ValueError, "num_beam_groups must be an int of at least 1; got 0"),
+        ({"num_beams": 2, "num_return_sequences": 3}, ValueError, r"must not exceed num_beams \(2\); got 3"),
+        ({"num_beams": 4, "num_beam_groups": 3, "diversity_penalty": 1.0}, ValueError, "must divide.*got 3"),
+        ({"num_beams": 4, "num_beam_groups": 2}, ValueError, "diversity_penalty.*above 0; got 0.0"),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "do_sample": True}, ValueError,
+         "num_beam_groups=2 and do_sample=True exclude each other"),
+        ({"num_beams": 2, "length_penalty": "long"}, ValueError, "length_penalty must be a number.*got 'long'"),
+        ({"num_beams": 2, "length_penalty": float("nan")}, ValueError, "length_penalty must be a number.*got nan"),
+        ({"num_beams": 2, "early_stopping": "soon"}, ValueError, "early_stopping must be True, False or 'never'"),
+        ({"force_words_ids": [[5]]}, ValueError, "needs num_beams above 1; got 1"),
+        ({"prompt_lookup_num_tokens": 2, "num_beams": 2}, ValueError, "Drafts.*got num_beams=2"),
+        ({"penalty_alpha": 0.6, "top_k": 4, "do_sample": True}, ValueError,
+         "penalty_alpha=0.6 and do_sample=True exclude each other"),
+        ({"min_length": 50, "max_length": 10}, ValueError, "min_length=50.*has 50 tokens.*max_length=10"),
+        ({"min_new_tokens": 5, "max_new_tokens": 3}, ValueError, "min_new_tokens=5.*max_new_tokens=3"),
+        ({"penalty_alpha": 1.6, "top_k": 4}, ValueError, "penalty_alpha is a probability, from 0 to 1; got 1.6"),
+        ({"penalty_alpha": 0.6, "top_k": 4, "use_cache": False}, ValueError, "use_cache=False with penalty_alpha"),
+        ({"constraints": [1], "num_beams": 2}, ValueError, "Constraint objects; got 1"),
+        ({"prompt_lookup_num_tokens": 0}, ValueError, "prompt_lookup_num_tokens must be an int of at least 1; got 0"),
+        ({"prompt_lookup_num_tokens": 2, "max_matching_ngram_size": 0}, ValueError, "max_matching_ngram_size.*got 0"),
+        ({"prompt_lookup_num_tokens": 2, "penalty_alpha": 0.6}, ValueError, "Drafts.*got penalty_alpha=0.6"),
+        ({"prompt_lookup_num_tokens": 2, "use_cache": False}, ValueError, "Drafts.*use_cache=False"),
+        ({"assistant_model": object()}, TypeError, "assistant_model must be a model that generates; got object"),
+        ({"guidance_scale": -1.5}, ValueError, "guidance_scale must be a number above 0"),
+        ({"guidance_scale": 1.5, "negative_prompt_ids": [[1]]}, TypeError, "negative_prompt_ids must be a tensor"),
+        ({"guidance_scale": 1.5, "negative_prompt_ids": torch.tensor([[97]])}, TokenIdError, "negative_p.*97"),
+        ({"guidance_scale": 1.5, "negative_prompt_ids": torch.ones(3, 2).long()}, ValueError, "for all; got 3"),
+        ({"guidance_scale": 1.5, "negative_prompt_ids": IDS, "negative_prompt_attention_mask": torch.ones(1, 2)},
+         ValueError, "negative_prompt_attention_mask must have"),
+        ({"guidance_scale": 1.5, "negative_prompt_attention_mask": torch.ones(1, 2)}, ValueError, "which are missing"),
+        ({"guidance_scale": 1.5, "negative_prompt_ids": torch.ones(1, 63, dtype=torch.long)}, SequenceTooLongError,
+         "64 positions but the negative prompt of 63"),
         ({"synced_gpus": True}, ValueError, "synced_gpus"),
         ({"logits_processor": [RepetitionPenaltyLogitsProcessor(2)], "repetition_penalty": 1.5}, ValueError, "already"),
         ({"stopping_criteria": [MaxLengthCriteria(9)]}, ValueError, "stopping_criteria.*already"),
@@ -182,8 +209,9 @@ def test_the_default_length_is_said_and_gives_a_long_prompt_one_token(model: GPT
 def test_two_lengths_and_a_minimum_above_the_maximum_are_said(model: GPTNeoForCausalLM) -> None:
     with pytest.warns(GenerationWarning, match="max_new_tokens holds"):
         assert model.generate(IDS, max_length=30, max_new_tokens=2).shape == (1, 6)
-    with pytest.warns(GenerationWarning, match="shortest text allowed has 34 tokens"):
-        assert model.generate(IDS, min_new_tokens=30, max_new_tokens=2).shape == (1, 6)
+    model.generation_config = GenerationConfig(min_new_tokens=30)
+    with pytest.warns(GenerationWarning, match="min_new_tokens=30.*shortest text has 34 tokens"):
+        assert model.generate(IDS, max_new_tokens=2).shape == (1, 6)
 
 
 # -- padding -------------------------------------------------------------------------------------------------------
@@ -254,7 +282,7 @@ def test_the_streamer_is_ended_once_whatever_happens(model: GPTNeoForCausalLM) -
     streamer = Counting()
     model.generate(IDS, max_new_tokens=3, eos_token_id=None, streamer=streamer)
     assert (streamer.puts, streamer.ends) == (4, 1)
-    for options in ({"logits_processor": [Failing()]}, {"num_beams": 3}, {"typo": 1}):
+    for options in ({"logits_processor": [Failing()]}, {"num_beams": 0}, {"typo": 1}):
         with pytest.raises((OSError, ValueError)):
             model.generate(IDS, max_new_tokens=3, streamer=streamer, **options)
     assert streamer.ends == 4
@@ -284,3 +312,61 @@ def test_the_iterator_ends_when_the_generating_thread_fails(model: GPTNeoForCaus
 def test_a_constraint_that_allows_nothing_is_said(model: GPTNeoForCausalLM) -> None:
     with pytest.raises(ValueError, match=r"prefix_allowed_tokens_fn must name at least one.*row 0 after 4 tokens"):
         model.generate(IDS, prefix_allowed_tokens_fn=lambda row, ids: [], max_new_tokens=2)
+
+
+# -- options without effect ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"num_beams": 1, "length_penalty": 2.0}, "length_penalty=2.0 has an effect only in beam search.*num_beams=1"),
+        ({"early_stopping": True, "num_beam_groups": 2}, "early_stopping=True and num_beam_groups=2 have.*num_beams=1"),
+        ({"do_sample": False, "temperature": 0.5}, "temperature=0.5 has an effect only in sampling.*do_sample=False"),
+        ({"top_p": 0.9, "min_p": 0.1, "top_k": 3}, "top_p=0.9 and min_p=0.1 have.*do_sample=False.*top_k=3 has"),
+        ({"num_beams": 2, "typical_p": 0.9}, "typical_p=0.9.*do_sample=False"),
+        ({"num_beams": 2, "diversity_penalty": 0.9}, "diversity_penalty=0.9.*num_beam_groups=1"),
+        ({"num_beams": 2, "penalty_alpha": 0.6}, "penalty_alpha=0.6 has.*contrastive search.*num_beams=2"),
+        ({"penalty_alpha": 0.6, "top_k": 1}, "penalty_alpha=0.6.*top_k=1"),
+        ({"low_memory": True}, "low_memory=True.*contrastive search"),
+        ({"num_beams": 2, "force_words_ids": [[5]], "do_sample": True, "temperature": 0.5},
+         "do_sample=True and temperature=0.5 have an effect only without constraints"),
+        ({"num_assistant_tokens": 3}, "num_assistant_tokens=3.*assistant_model"),
+        ({"max_matching_ngram_size": 3}, "max_matching_ngram_size=3.*prompt_lookup_num_tokens"),
+        ({"negative_prompt_ids": IDS}, "negative_prompt_ids has.*guidance_scale=None"),
+        ({"min_new_tokens": 2, "eos_token_id": None}, "min_new_tokens=2.*eos_token_id=None"),
+        ({"output_scores": True}, "output_scores=True.*return_dict_in_generate=False"),
+        ({"decoder_start_token_id": 4}, "decoder_start_token_id=4 has an effect only in models with an encoder"),
+        ({"forced_bos_token_id": 4}, "forced_bos_token_id=4 is the second token of a text.*has 4 tokens already"),
+        ({"generation_config": GenerationConfig(num_beams=2, do_sample=True, top_p=0.5), "do_sample": False},
+         "top_p=0.5.*do_sample=False"),
+    ],
+)  # fmt: skip
+def test_one_warning_names_the_options_without_effect_and_what_they_clash_with(
+    model: GPTNeoForCausalLM, options: dict[str, Any], says: str
+) -> None:
+    with pytest.warns(GenerationWarning, match=says) as found:
+        model.generate(IDS, max_new_tokens=3, pad_token_id=0, **options)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": False},
+        {"temperature": 1.0, "top_k": 50, "length_penalty": 1.0, "num_beams": 1},
+        {"temperature": None, "top_p": None},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"num_beams": 2, "do_sample": True, "top_k": 4, "length_penalty": 0.5, "early_stopping": True},
+    ],
+)
+def test_options_that_fit_and_defaults_say_nothing(model: GPTNeoForCausalLM, options: dict[str, Any]) -> None:
+    model.generate(IDS, max_new_tokens=3, pad_token_id=0, **options)  # warnings are errors in these tests
+
+
+def test_options_of_the_models_file_that_a_call_overrules_say_nothing(model: GPTNeoForCausalLM) -> None:
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.7, top_p=0.9, max_new_tokens=3)
+    greedy = model.generate(IDS, do_sample=False)
+    assert greedy.tolist() == model.generate(IDS, num_beams=1, do_sample=False, max_new_tokens=3).tolist()
+    with pytest.raises(ValueError, match="exclude each other"):
+        model.generate(IDS, num_beams=2, num_beam_groups=2, diversity_penalty=0.5)

@@ -62,6 +62,25 @@ def test_the_n_gram_ban_forbids_exactly_the_tokens_that_would_repeat_a_run(ids: 
     assert out.isinf()[0].tolist() == expected
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(-9, 9, width=32), min_size=4, max_size=12), st.floats(0.01, 1.0), st.integers(1, 4))
+def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(values: list[float], min_p: float, least: int) -> None:
+    scores = torch.tensor([values], dtype=torch.float64)
+    out = warpers_torch.MinPLogitsWarper(min_p, min_tokens_to_keep=least)(torch.zeros(1, 1), scores)
+    share = (scores - scores.max()).exp()[0]
+    near = (share / min_p - 1).abs() < 1e-9  # where rounding decides
+    likely = share >= min_p
+    among_best = scores[0] >= scores[0].sort(descending=True).values[least - 1]
+    assert ((out.isfinite()[0] == (likely | among_best)) | near).all()
+    assert torch.equal(out[out.isfinite()], scores[out.isfinite()])
+
+
+def test_a_forbidden_end_stays_forbidden_however_long_the_text_gets() -> None:
+    scores = torch.tensor([[1.0, -torch.inf, -2.0]])
+    out = logits_torch.ExponentialDecayLengthPenalty((1, 2.0), [1, 2], 2)(torch.zeros(1, 5), scores)
+    assert out.tolist() == [[1.0, -torch.inf, 4.0]]
+
+
 def test_both_forms_of_sequence_bias_give_the_same() -> None:
     ids, scores = torch.tensor([[1, 2], [3, 4]]), torch.zeros(2, 6)
     as_dict = logits_torch.SequenceBiasLogitsProcessor({(5,): 1.0, (2, 0): 2.0})(ids, scores)
@@ -89,6 +108,10 @@ def test_a_list_of_transforms_passes_named_arguments_to_those_that_take_them() -
         ("TopKLogitsWarper", [2.5], "got 2.5"),
         ("TopPLogitsWarper", [1.5], "top_p"),
         ("TopPLogitsWarper", [-0.1], "top_p"),
+        ("MinPLogitsWarper", [1.5], "min_p is a probability"),
+        ("HammingDiversityLogitsProcessor", [0.0, 4, 2], "diversity_penalty must be a number above 0"),
+        ("HammingDiversityLogitsProcessor", [0.5, 4, 3], "must divide num_beams \\(4\\); got 3"),
+        ("HammingDiversityLogitsProcessor", [0.5, 4, 1], "num_beam_groups must be an int of at least 2"),
         ("TypicalLogitsWarper", [1.0], "typical_p"),
         ("EpsilonLogitsWarper", [0.0], "epsilon_cutoff"),
         ("EtaLogitsWarper", [2], "eta_cutoff"),

@@ -42,7 +42,7 @@ def test_the_list_of_public_names_is_sorted_and_every_name_is_there():
     assert modules == sorted(modules)
     assert sorted(triptych.__all__) == sorted(listed)
     assert len(set(listed)) == len(listed)
-    old_names = {"GreedySearchDecoderOnlyOutput", "SampleDecoderOnlyOutput"}
+    old_names = {f"{way}DecoderOnlyOutput" for way in ("BeamSample", "BeamSearch", "GreedySearch", "Sample")}
     for name in set(triptych.__all__) - old_names:
         assert getattr(triptych, name).__name__ == name
 

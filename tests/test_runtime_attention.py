@@ -56,6 +56,24 @@ def test_every_implementation_equals_the_definition(problem):
     assert gap(got, weights.float()) <= TOLERANCE
 
 
+@pytest.mark.parametrize("window", [1, 5, 64, 100])
+@pytest.mark.parametrize("past", [0, 3, 90])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_window_over_many_tokens_equals_eager_also_without_the_keys_that_it_hides(window, past, padded):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 4, requires_grad=True) for length in (150, past + 150, past + 150))
+    attention_mask = torch.ones(2, past + 150)
+    attention_mask[1, : past + 70] = 1 - int(padded)
+    results = []
+    for impl, gone in (("eager", 0), ("sdpa", 0), ("sdpa", max(0, past - window + 1)), ("eager", max(0, past - 99))):
+        mask = AttentionMask.of(attention_mask, 2, 150, past, q.device)
+        out, _ = attend(q, k[:, :, gone:], v[:, :, gone:], mask, impl=impl, scale=0.7, window=window)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
+    for result in results[1:]:
+        assert max(map(gap, result, results[0])) <= 1e-4
+    assert gap(results[1][0], results[0][0]) <= TOLERANCE
+
+
 @pytest.mark.parametrize("impl", ["eager", "sdpa"])
 def test_a_row_that_may_see_nothing_gives_zeros_and_finite_gradients(impl):
     q, k, v = (torch.randn(2, 2, 5, 4, requires_grad=True) for _ in range(3))
@@ -94,6 +112,14 @@ def test_no_dense_mask_is_made_where_a_flag_or_a_slice_says_the_same():
         mask = AttentionMask.of(torch.ones(1, 6), 1, queries, 6 - queries, q.device)
         attend(q[:, :, -queries:], k, v, mask, impl="sdpa", scale=1.0, window=window)
         assert mask._dense == {}
+
+
+def test_a_window_makes_masks_of_its_own_size():
+    q, k, v = (torch.randn(1, 2, 1000, 4) for _ in range(3))
+    mask = AttentionMask.of(None, 1, 1000, 0, q.device)
+    attend(q, k, v, mask, impl="sdpa", scale=1.0, window=20)
+    assert all(made.numel() <= 64 * (64 + 20) for made in mask._dense.values())
+    assert len(mask._dense) <= 4
 
 
 def test_layers_of_a_kind_share_one_dense_mask():

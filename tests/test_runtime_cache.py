@@ -241,3 +241,134 @@ def test_an_empty_layer_has_no_pair_to_give():
 
 def test_layers_that_are_none_in_a_legacy_tuple_start_empty():
     assert [layer.length for layer in open_layers([None, None], 2)] == [0, 0]
+
+
+# -- windows ---------------------------------------------------------------------------------------------------
+
+
+def long_model(**fields):
+    return make(max_position_embeddings=500, attention_types=[[["local", "global"], 1]], **fields)
+
+
+def held(cache):
+    """How many tokens' room each layer's buffer has."""
+    return [layer._buffer.keys.shape[2] for layer in cache._layers]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    "chunks",
+    [[1] * 180, [5, 170, 1, 4], [179, 1], [150] + [3] * 10, [131, 1, 48]],
+    ids=["single", "5 170 1 4", "179 1", "150 and threes", "131 1 48"],
+)
+def test_a_windowed_cache_gives_what_a_whole_one_gives(implementation, chunks):
+    model, ids = long_model(attn_implementation=implementation), tokens(length=180)
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    with torch.no_grad():
+        whole = model.transformer(ids, attention_mask=mask, position_ids=torch.arange(180)).last_hidden_state
+        cache, seen, parts = model.new_cache(2, 400, windowed=True), 0, []
+        for part in ids.split(chunks, dim=1):
+            seen += part.shape[1]
+            position = torch.arange(seen - part.shape[1], seen)
+            output = model.transformer(
+                part, past_key_values=cache, attention_mask=mask[:, :seen], position_ids=position
+            )
+            cache = output.past_key_values
+            parts.append(output.last_hidden_state)
+    assert cache.length == 180
+    assert held(cache)[0] == 3 + 128
+    assert gap(torch.cat(parts, 1)[0, 7:], whole[0, 7:]) <= TOLERANCE
+    assert gap(torch.cat(parts, 1)[1], whole[1]) <= TOLERANCE
+
+
+def windowed_cache(model, ids):
+    """A windowed cache of these tokens, fed one by one behind the first ten."""
+    cache = model.new_cache(len(ids), 400, windowed=True)
+    with torch.no_grad():
+        for part in ids.split([10] + [1] * (ids.shape[1] - 10), dim=1):
+            cache = model(part, past_key_values=cache).past_key_values
+    return cache
+
+
+def test_the_last_tokens_of_a_windowed_cache_can_be_taken_back():
+    model, ids = long_model(), tokens(length=250)
+    cache = windowed_cache(model, ids[:, :200])
+    with torch.no_grad():
+        whole = model(ids).logits
+        for length in (200, 199, 137):  # 64 are always kept behind the window
+            after = model(ids[:, length:], past_key_values=cache.crop(length)).logits
+            assert gap(after, whole[:, length:]) <= TOLERANCE
+        long = model(ids, past_key_values=model.new_cache(2, 400, windowed=True)).past_key_values
+        assert gap(model(ids[:, 186:], past_key_values=long.crop(186)).logits, whole[:, 186:]) <= TOLERANCE
+    with pytest.raises(ValueError, match=r"200 tokens can be cropped to \d+ to 200; got 2\. Its local layers have let"):
+        cache.crop(2)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda cache: pickle.loads(pickle.dumps(cache)),
+        copy.deepcopy,
+        lambda cache: pytree.tree_map(lambda x: x.clone(), cache),
+        lambda cache: cache.reorder(torch.tensor([0, 1])),
+    ],
+    ids=["pickle", "deepcopy", "pytree", "reorder"],
+)
+def test_a_copied_windowed_cache_works_the_same(copied):
+    model, ids = long_model(), tokens(length=210)
+    cache = windowed_cache(model, ids[:, :190])
+    made = copied(cache)
+    assert made.length == 190
+    with torch.no_grad():
+        for kept in (190, 180):
+            ours = model(ids[:, kept:], past_key_values=made.crop(kept)).logits
+            assert gap(ours, model(ids[:, kept:], past_key_values=cache.crop(kept)).logits) <= TOLERANCE
+        empty = copied(model.new_cache(2, 400, windowed=True))
+        assert [x.window for x in empty._layers] == [3, None]
+        assert held(model(ids, past_key_values=empty).past_key_values)[0] == 131
+
+
+def test_gradients_flow_through_a_windowed_cache():
+    model, ids = long_model(), tokens(length=210)
+    cache = windowed_cache(model, ids[:, :200])
+    model.zero_grad()
+    model(ids[:, 200:], past_key_values=cache).logits.square().sum().backward()
+    got = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    with torch.no_grad():
+        past = tuple(model(ids[:, :200]).past_key_values)
+    model(ids[:, 200:], past_key_values=past).logits.square().sum().backward()
+    for name, weight in model.named_parameters():
+        assert gap(weight.grad, got[name]) <= 1e-4 * max(1.0, weight.grad.abs().max().item())
+
+
+def test_attentions_behind_a_windowed_cache_cover_all_tokens():
+    model, ids = long_model(), tokens(length=210)
+    cache = windowed_cache(model, ids[:, :200])
+    with torch.no_grad():
+        whole = model(ids, output_attentions=True).attentions
+        part = model(ids[:, 200:], past_key_values=cache, output_attentions=True).attentions
+    assert max(gap(a, b[:, :, 200:]) for a, b in zip(part, whole, strict=True)) <= TOLERANCE
+
+
+def test_generate_holds_the_windows_of_local_layers_and_hands_out_whole_caches(monkeypatch):
+    model, ids, caches = long_model(), tokens(length=20), []
+    step = type(model).next_token_logits
+
+    def watched(self, *args, **kwargs):
+        out = step(self, *args, **kwargs)
+        caches.append(out.cache)
+        return out
+
+    monkeypatch.setattr(type(model), "next_token_logits", watched)
+    options = {"max_new_tokens": 300, "eos_token_id": None, "pad_token_id": 0}
+    written = model.generate(ids, **options)
+    assert held(caches[-1]) == [131, 319]
+    output = model.generate(ids, **options, return_dict_in_generate=True)
+    assert torch.equal(output.sequences, written)
+    assert all(key.shape == (2, 3, 319, 4) for key, _ in output.past_key_values)
+    with torch.no_grad():
+        whole = model(written[:, :-1]).past_key_values
+    for ours, theirs in zip(output.past_key_values, whole, strict=True):
+        assert max(map(gap, ours, theirs)) <= TOLERANCE

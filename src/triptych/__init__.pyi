@@ -17,6 +17,17 @@ from .auto import (
 )
 from .configuration import PretrainedConfig as PretrainedConfig
 from .generation.configuration import GenerationConfig as GenerationConfig
+from .generation.constraints import (
+    Constraint as Constraint,
+    ConstraintListState as ConstraintListState,
+    DisjunctiveConstraint as DisjunctiveConstraint,
+    PhrasalConstraint as PhrasalConstraint,
+)
+from .generation.explain_torch import ExplainedToken as ExplainedToken, explain as explain
+from .generation.grammar_torch import GrammarLogitsProcessor as GrammarLogitsProcessor
+from .generation.guidance_logits_torch import (
+    UnbatchedClassifierFreeGuidanceLogitsProcessor as UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 from .generation.logits_torch import (
     EncoderNoRepeatNGramLogitsProcessor as EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor as EncoderRepetitionPenaltyLogitsProcessor,
@@ -24,6 +35,7 @@ from .generation.logits_torch import (
     ForcedBOSTokenLogitsProcessor as ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor as ForcedEOSTokenLogitsProcessor,
     ForceTokensLogitsProcessor as ForceTokensLogitsProcessor,
+    HammingDiversityLogitsProcessor as HammingDiversityLogitsProcessor,
     InfNanRemoveLogitsProcessor as InfNanRemoveLogitsProcessor,
     LogitNormalization as LogitNormalization,
     LogitsProcessor as LogitsProcessor,
@@ -40,12 +52,19 @@ from .generation.logits_torch import (
     SuppressTokensLogitsProcessor as SuppressTokensLogitsProcessor,
 )
 from .generation.outputs import (
+    BeamSampleDecoderOnlyOutput as BeamSampleDecoderOnlyOutput,
+    BeamSearchDecoderOnlyOutput as BeamSearchDecoderOnlyOutput,
     FlaxBeamSearchOutput as FlaxBeamSearchOutput,
     FlaxGreedySearchOutput as FlaxGreedySearchOutput,
     FlaxSampleOutput as FlaxSampleOutput,
+    GenerateBeamDecoderOnlyOutput as GenerateBeamDecoderOnlyOutput,
     GenerateDecoderOnlyOutput as GenerateDecoderOnlyOutput,
     GreedySearchDecoderOnlyOutput as GreedySearchDecoderOnlyOutput,
     SampleDecoderOnlyOutput as SampleDecoderOnlyOutput,
+    TFBeamSampleDecoderOnlyOutput as TFBeamSampleDecoderOnlyOutput,
+    TFBeamSearchDecoderOnlyOutput as TFBeamSearchDecoderOnlyOutput,
+    TFGreedySearchDecoderOnlyOutput as TFGreedySearchDecoderOnlyOutput,
+    TFSampleDecoderOnlyOutput as TFSampleDecoderOnlyOutput,
 )
 from .generation.stopping_torch import (
     MaxLengthCriteria as MaxLengthCriteria,
@@ -62,10 +81,17 @@ from .generation.streamers import (
 from .generation.warpers_torch import (
     EpsilonLogitsWarper as EpsilonLogitsWarper,
     EtaLogitsWarper as EtaLogitsWarper,
+    MinPLogitsWarper as MinPLogitsWarper,
     TemperatureLogitsWarper as TemperatureLogitsWarper,
     TopKLogitsWarper as TopKLogitsWarper,
     TopPLogitsWarper as TopPLogitsWarper,
     TypicalLogitsWarper as TypicalLogitsWarper,
+)
+from .generation.watermarking import WatermarkingConfig as WatermarkingConfig
+from .generation.watermarking_torch import (
+    WatermarkDetector as WatermarkDetector,
+    WatermarkDetectorOutput as WatermarkDetectorOutput,
+    WatermarkLogitsProcessor as WatermarkLogitsProcessor,
 )
 from .modeling_flax import FlaxPreTrainedModel as FlaxPreTrainedModel
 from .modeling_tf import TFPreTrainedModel as TFPreTrainedModel

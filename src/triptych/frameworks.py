@@ -18,6 +18,7 @@ EXTRAS = {
     "jax": "flax",
     "flax": "flax",
     "msgpack": "flax",
+    "llguidance": "grammar",
     "ftfy": "openai-gpt",
     "spacy": "openai-gpt",
     "PIL": "fuyu",

@@ -75,6 +75,8 @@ def open_image(path: str | Path | BinaryIO, name: str | None = None) -> "PillowI
     name = name or str(path)
     if isinstance(path, str | Path) and not Path(path).exists():
         raise MissingFileError(f"A picture is needed but {name} does not exist. Check the path.")
+    if isinstance(path, str | Path) and Path(path).is_dir():
+        raise ImageError(f"A picture is needed but {name} is a folder. Give the pictures in it, as in {name}/*.png.")
     try:
         with warnings.catch_warnings():
             # Pillow warns of a picture above its limit and refuses one of twice that; here the limit is the limit.

@@ -16,6 +16,7 @@ from triptych import outputs
 from triptych.checkpoints import pretrained_tf
 from triptych.configuration import PretrainedConfig
 from triptych.files import staged_folder
+from triptych.generation import decoding_tf
 from triptych.generation.configuration import GenerationConfig
 from triptych.inputs_tf import by_name
 from triptych.layers_tf import Embedding, Tensor, named_weights
@@ -327,6 +328,22 @@ class TFPreTrainedModel(keras.Model):  # type: ignore[misc]  # Keras publishes n
     def can_generate(cls) -> bool:
         """Whether `generate` works: the class has a language model head."""
         return hasattr(cls, "next_token_logits")
+
+    def generate(
+        self,
+        inputs: Any = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Any = None,
+        seed: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Continue the prompts `inputs` (B, T); see `triptych.generation.decoding_tf.generate`.
+
+        Raises: TypeError when the class has no language model head.
+        """
+        return decoding_tf.generate(self, inputs, generation_config, logits_processor, seed, **kwargs)
+
+    compute_transition_scores = staticmethod(decoding_tf.compute_transition_scores)
 
     @property
     def max_positions(self) -> int | None:

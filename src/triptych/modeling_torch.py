@@ -18,14 +18,25 @@ from triptych.checkpoints import pretrained_torch
 from triptych.configuration import PretrainedConfig
 from triptych.generation import decoding_torch
 from triptych.generation.configuration import GenerationConfig
+from triptych.generation.transitions_torch import transition_scores
 from triptych.runtime.attention import check_implementation
 from triptych.runtime.cache import KeyValueCache
+from triptych.runtime.quantization import (
+    Int8Linear,
+    check_quantization,
+    dequantize_layers,
+    quantize_layers,
+    quantized_layers,
+)
 
 _OutputClass = TypeVar("_OutputClass", bound=type[outputs.ModelOutput])
 
 
 class NextToken(NamedTuple):
-    """What a decoding step needs of a model: `logits` (B, V) of the last position, in float32, and the cache."""
+    """What a decoding step needs of a model: `logits` (B, V) of the last position, in float32, and the cache.
+
+    Of several positions, where `last` asked for them: (B, last, V).
+    """
 
     logits: Tensor
     cache: KeyValueCache | None
@@ -208,14 +219,18 @@ class PreTrainedModel(nn.Module):
         excluded = (
             {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
         )
-        return sum(
+        tied: nn.Module | None = self.get_output_embeddings() if self.config.tie_word_embeddings else None
+        of_8_bits = [layer for layer in quantized_layers(self) if layer is not tied and not only_trainable]
+        quantized = sum(layer.numel for layer in of_8_bits)
+        return int(quantized) + sum(
             p.numel() for p in self.parameters() if id(p) not in excluded and (p.requires_grad or not only_trainable)
         )
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of the parameters, and of the buffers."""
         tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        size: int = sum(t.nbytes for t in tensors) + sum(layer.nbytes for layer in quantized_layers(self))
+        return size
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.use_return_dict if return_dict is None else return_dict
@@ -241,7 +256,7 @@ class PreTrainedModel(nn.Module):
     def tie_weights(self) -> None:
         """Let the output embedding be the input embedding, where the configuration ties them."""
         head = self.get_output_embeddings()
-        if head is not None and self.config.tie_word_embeddings:
+        if head is not None and self.config.tie_word_embeddings and not isinstance(head, Int8Linear):
             head.weight = self.get_input_embeddings().weight
             head.out_features = head.weight.shape[0]
 
@@ -256,6 +271,7 @@ class PreTrainedModel(nn.Module):
         Returns: the input embedding, weight (new_num_tokens, C).
         Raises: ValueError unless both arguments are positive ints where given.
         """
+        self._refuse_quantized("be resized")
         new_num_tokens = _positive("new_num_tokens", new_num_tokens)
         pad_to_multiple_of = _positive("pad_to_multiple_of", pad_to_multiple_of)
         embedding = self.get_input_embeddings()
@@ -281,6 +297,7 @@ class PreTrainedModel(nn.Module):
 
         Raises: ValueError when a layer or head does not exist, or a layer would be left without heads.
         """
+        self._refuse_quantized("lose heads")
         pruned = {layer: set(heads) for layer, heads in self.config.pruned_heads.items()}
         for layer, heads in heads_to_prune.items():
             pruned[int(layer)] = pruned.get(int(layer), set()) | set(heads)
@@ -336,6 +353,47 @@ class PreTrainedModel(nn.Module):
             self._input_grad_hook.remove()
             self._input_grad_hook = None
 
+    # -- quantisation ----------------------------------------------------------------------------------------
+
+    @property
+    def quantization(self) -> str | None:
+        """How the weights are held: "int8", or None for floats."""
+        return "int8" if quantized_layers(self) else None
+
+    def quantize(self, kind: str = "int8") -> Self:
+        """Hold the matrices of the blocks and of the head in 8 bits: less memory, faster decoding, on a CPU.
+
+        The float matrices are let go of. Embeddings, norms and biases stay as they are, and nothing is trained any
+        more. `state_dict` and `save_pretrained` give float weights, those that the 8 bits stand for.
+
+        Raises: ValueError for another `kind`, a model that is not on the CPU, or a processor without such kernels.
+        """
+        check_quantization(kind)
+        places = {value.device.type for value in self.parameters()}
+        if places != {"cpu"}:
+            raise ValueError(f"quantization='int8' is for models on the CPU; this one is on {', '.join(places)}.")
+        self._prepared = None
+        quantize_layers(self, self._no_split_modules, self.get_output_embeddings())
+        return self.requires_grad_(False)
+
+    def dequantize(self) -> Self:
+        """Hold all matrices as float32 again, with the values that their 8 bits stand for. Training works again.
+
+        A tied head is the token embedding again, which was never rounded.
+        """
+        dequantize_layers(self)
+        self.tie_weights()
+        return self.requires_grad_(True)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for layer in quantized_layers(self)[:1]:
+            layer.check_place(fn)  # before anything is moved
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _refuse_quantized(self, what: str) -> None:
+        if self.quantization:
+            raise ValueError(f"A model with weights of 8 bits cannot {what}. Call model.dequantize() first.")
+
     # -- generation ------------------------------------------------------------------------------------------
 
     @classmethod
@@ -344,13 +402,28 @@ class PreTrainedModel(nn.Module):
         return cls.next_token_logits is not PreTrainedModel.next_token_logits
 
     @property
+    def trained_positions(self) -> int | None:
+        """How many tokens the model was trained to read; past them it still runs, if `max_positions` allows it."""
+        return self.max_positions
+
+    @property
     def max_positions(self) -> int | None:
         """How many tokens fit; None when there is no limit."""
         return self.config.max_position_embeddings  # type: ignore[no-any-return]
 
-    def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
-        """An empty cache with room for `capacity` tokens of each row."""
-        return KeyValueCache.reserved(self.config.num_hidden_layers, capacity)
+    @property
+    def layer_windows(self) -> list[int | None]:
+        """How many tokens each layer sees; None for all of them."""
+        return [None] * self.config.num_hidden_layers
+
+    def new_cache(self, batch_size: int, capacity: int, windowed: bool = False) -> KeyValueCache:
+        """An empty cache with room for `capacity` tokens of each row.
+
+        A `windowed` one costs the memory of the layers' windows, and holds no more than their tokens for them; else
+        it always reads as the documented tuple.
+        """
+        windows = self.layer_windows
+        return KeyValueCache.reserved(len(windows), capacity, windows if windowed else None)
 
     @property
     def forward_is_published(self) -> bool:
@@ -365,6 +438,27 @@ class PreTrainedModel(nn.Module):
     def decodes_with_cache(self) -> bool:
         """Whether `generate` may feed new tokens alone, behind a cache."""
         return True
+
+    prepares_decoding: bool | None = None
+    _prepared: Any = None
+
+    def prepare_decoding(self, enabled: bool = True) -> None:
+        """Fuse and pack the weights anew at the next decoding step, or never (`enabled=False`).
+
+        Without this call `generate` does so by itself where it helps: for float32 or int8 weights on a CPU, if a copy
+        of the matrices takes at most a quarter of the free memory. The copy lasts until the weights change, the model
+        is put in train mode, or this is called; it is in no state dict, pickle or copy of the model.
+        """
+        for model in self.modules():
+            if isinstance(model, PreTrainedModel):
+                model._prepared = None
+                model.prepares_decoding = enabled
+
+    def train(self, mode: bool = True) -> Self:
+        """Put the model in train mode, which ends its preparation for decoding, or in eval mode."""
+        if mode:
+            self._prepared = None
+        return super().train(mode)
 
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: the last position's logits and the cache that now holds the input."""
@@ -403,6 +497,8 @@ class PreTrainedModel(nn.Module):
             negative_prompt_attention_mask=negative_prompt_attention_mask,
             **kwargs,
         )
+
+    compute_transition_scores = staticmethod(transition_scores)
 
 
 def _positive(name: str, value: Any) -> int | None:

@@ -41,6 +41,10 @@ class StateDict:
         return value.to(dtype or value.dtype, copy=not mapped).contiguous()
 
 
+# How layers fill what they allocated. On the meta device that changes nothing, but makes PyTorch import its compiler.
+_FILLING = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_}
+
+
 class _EmptyOnMeta(TorchFunctionMode):
     """Sends `torch.empty` to the meta device: what layers allocate to fill in later takes no memory and no time.
 
@@ -56,6 +60,10 @@ class _EmptyOnMeta(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func in _FILLING:
+            tensor = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            if tensor.is_meta:
+                return tensor
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
             if kwargs.get("dtype") is None:

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,9 @@ ITEM_BYTES = {name: int(re.findall(r"\d+", name)[0]) // 8 if name != "bool" else
 
 # What is read at once to be cast: it stays in the processor's cache, and is small beside any model.
 BUFFER_BYTES = 2**20
+# Reading from the page cache is copying, and finding memory for it: work that threads can share, if there is enough.
+READERS = min(8, os.cpu_count() or 1) if hasattr(os, "preadv") else 1
+SHARE_BYTES = 2**21
 
 
 class SafetensorsFile:
@@ -47,6 +52,7 @@ class SafetensorsFile:
         self.path = path
         self.framework = framework
         self._buffer: Any = None
+        self._readers = ThreadPoolExecutor(READERS)  # starts no thread before there is work
         try:
             self._map: Any = safe_open(str(path), framework=framework)
             self._file = path.open("rb", buffering=0)
@@ -93,24 +99,40 @@ class SafetensorsFile:
         info = self.tensors[name]
         stored = getattr(torch, info.dtype)
         tensor = torch.empty(info.shape, dtype=dtype or stored, device="cpu")
-        self._file.seek(self._start[name])
+        start = self._start[name]
         if tensor.dtype == stored:
-            self._read_into(tensor, name)
+            self._read_into(tensor, start, name)
             return tensor
         # One buffer for the whole file: buffers made and freed between the tensors would leave holes in the heap.
         if self._buffer is None:
             self._buffer = torch.empty(BUFFER_BYTES, dtype=torch.uint8, device="cpu")
         raw = self._buffer.view(stored)
         for part in tensor.reshape(-1).split(len(raw)):
-            self._read_into(raw[: part.numel()], name)
+            self._read_into(raw[: part.numel()], start, name)
             part.copy_(raw[: part.numel()])
+            start += part.numel() * stored.itemsize
         return tensor
 
-    def _read_into(self, tensor: Any, name: str) -> None:
+    def _read_into(self, tensor: Any, start: int, name: str) -> None:
+        """Fill a tensor's memory from the byte `start` of the file on."""
         buffer = memoryview(tensor.reshape(-1).view(frameworks.load("torch").uint8).numpy())
+        share = max(SHARE_BYTES, -(-len(buffer) // READERS))
+        places = range(0, len(buffer), share)
+        if len(places) > 1:
+            parts = [buffer[place : place + share] for place in places]
+            for _ in self._readers.map(self._fill, parts, (start + place for place in places), [name] * len(parts)):
+                pass
+        else:
+            self._fill(buffer, start, name)
+
+    def _fill(self, buffer: memoryview, start: int, name: str) -> None:
         done = 0
         while done < len(buffer):  # one call reads at most 2 GiB
-            count = self._file.readinto(buffer[done:])
+            if READERS > 1:
+                count = os.preadv(self._file.fileno(), [buffer[done:]], start + done)
+            else:
+                self._file.seek(start + done)
+                count = self._file.readinto(buffer[done:])
             if not count:
                 raise CheckpointError(f"{self.path} became shorter while {name} was read from it. Try again.")
             done += count
@@ -119,6 +141,7 @@ class SafetensorsFile:
         """Let go of the file; tensors that were read stay valid."""
         self._map.__exit__(None, None, None)
         self._file.close()
+        self._readers.shutdown()
         self._buffer = None
 
 

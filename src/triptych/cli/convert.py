@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from triptych.cli.paths import require_folder
+
 convert = typer.Typer(
     help="Turn a checkpoint as its authors published it into a folder that loads.",
     no_args_is_help=True,
@@ -33,6 +35,8 @@ def openai_gpt(
     """Convert GPT from OpenAI's release."""
     from triptych.models.openai_gpt.conversion import convert as run
 
+    require_folder(target.parent, "TARGET")
+
     config = run(source, target, heads=heads, pre_tokenizer=pre_tokenizer)
     _tell(source, target, config, config.n_positions, as_json)
 
@@ -49,6 +53,8 @@ def fuyu(
 ) -> None:
     """Convert Fuyu from Adept's release."""
     from triptych.models.fuyu.conversion import convert as run
+
+    require_folder(target.parent, "TARGET")
 
     config = run(source, target, tokenizer=tokenizer, max_shard_size=max_shard_size)
     _tell(source, target, config, config.max_position_embeddings, as_json)

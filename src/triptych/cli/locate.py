@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from triptych.cli import pictures
+from triptych.cli.paths import require_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,7 +22,8 @@ def locate(
         list[str], typer.Argument(metavar="[IMAGE…] WHAT", help='Files, or - for a pipe; then what, as "red circle".')
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Write the picture with its boxes drawn; a folder for several pictures.")
+        Path | None,
+        typer.Option(help="Write the picture with its boxes drawn; a folder, for several."),
     ] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="How the model is asked; {} stands for WHAT.")] = PROMPT,
     model: Annotated[
@@ -32,6 +34,9 @@ def locate(
     ] = 100,
     device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes a GPU when there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for that of the files.")] = "float32",
+    quantization: Annotated[
+        str | None, typer.Option("--quantization", help="int8: a quarter of the memory and faster, on a CPU.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead, at the end.")] = False,
 ) -> None:
     """Find a thing in pictures: a line for each box, in pixels from the top left."""
@@ -45,7 +50,7 @@ def locate(
 
     from triptych.models.fuyu.coordinates import places
 
-    looker = pictures.Looker(model, device, dtype)
+    looker = pictures.Looker(model, device, dtype, quantization)
     facts = []
     for picture, target in zip(found, targets, strict=True):
         question = prompt.replace("{}", what).rstrip("\n") + "\n"
@@ -89,15 +94,17 @@ def _targets(out: Path | None, found: list[pictures.Picture]) -> list[Path | Non
     if out is None:
         return [None] * len(found)
     if len(found) > 1 or out.is_dir():
-        if out.suffix.lower() in pictures.ENDINGS:
+        if out.suffix.lower() in pictures.ENDINGS and not out.is_dir():
             raise typer.BadParameter(f"--out must be a folder for {len(found)} pictures; got {out}.")
         targets = [out / f"{Path(picture.name).stem}-found.png" for picture in found]
         if len(set(targets)) < len(targets):
             raise typer.BadParameter("Pictures of one name would overwrite each other in --out. Rename one of them.")
+        require_folder(out, "--out")
         return list(targets)
     if out.suffix.lower() not in pictures.ENDINGS:
         endings = ", ".join(sorted(pictures.ENDINGS))
         raise typer.BadParameter(f"--out must be a folder that there is, or end in one of {endings}; got {out}.")
+    require_folder(out.parent, "--out")
     if out.resolve() in [Path(picture.name).resolve() for picture in found]:
         raise typer.BadParameter(f"--out would overwrite the picture {out}. Give another name.")
     return [out]

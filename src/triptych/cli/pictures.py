@@ -35,6 +35,11 @@ def is_picture(argument: str) -> bool:
     return argument == STDIN or Path(argument).suffix.lower() in ENDINGS or os.path.isfile(argument)  # noqa: PTH113
 
 
+def is_folder(argument: str) -> bool:
+    """Whether an argument names a folder."""
+    return os.path.isdir(argument)  # noqa: PTH112
+
+
 def read_pictures(names: Sequence[str]) -> list[Picture]:
     """The pictures in files; "-" is the one that comes through a pipe, as does that of an empty list.
 
@@ -55,18 +60,20 @@ def read_pictures(names: Sequence[str]) -> list[Picture]:
 class Looker:
     """A Fuyu and its processor, ready to be asked about pictures."""
 
-    def __init__(self, model: str, device: str, dtype: str) -> None:
+    def __init__(self, model: str, device: str, dtype: str, quantization: str | None = None) -> None:
         from triptych import AutoConfig, FuyuConfig, FuyuForCausalLM, FuyuProcessor
         from triptych.cli.device import device_named
 
-        place = device_named(device)
+        place = device_named(device, quantization)
         family = AutoConfig.from_pretrained(model).model_type
         if family != FuyuConfig.model_type:
             raise typer.BadParameter(
                 f"--model must be a Fuyu, which reads pictures; {model} is of the family {family!r}."
             )
         self.processor: FuyuProcessor = FuyuProcessor.from_pretrained(model)
-        network: FuyuForCausalLM = FuyuForCausalLM.from_pretrained(model, torch_dtype=dtype, low_cpu_mem_usage=True)
+        network: FuyuForCausalLM = FuyuForCausalLM.from_pretrained(
+            model, torch_dtype=dtype, low_cpu_mem_usage=True, quantization=quantization
+        )
         self.network = network.to(place)
 
     def ask(
@@ -78,10 +85,25 @@ class Looker:
         """
         height, width = picture.image.height, picture.image.width
         inputs = self.processor(text=prompt, images=[picture.image], return_tensors="pt").to(self.network.device)
+        self._refuse_long(inputs["input_ids"].shape[1], picture.name)
         teller = _Teller(self.processor, (height, width), show)
         end = self.network.generation_config.eos_token_id if self.network.generation_config else None
         self.network.generate(**inputs, pad_token_id=end or 0, streamer=teller, **options)
         return teller.text, len(teller.ids)
+
+    def _refuse_long(self, length: int, name: str) -> None:
+        """Refuse a prompt longer than those of training: what would be written past it is no answer.
+
+        Raises: SequenceTooLongError.
+        """
+        from triptych.errors import SequenceTooLongError
+
+        most = self.network.trained_positions
+        if most is not None and length > most:
+            raise SequenceTooLongError(
+                f"The picture {name} and the prompt are {length:,} tokens, more than the {most:,} that the model was "
+                "trained on. Shorten the prompt, or shrink the picture."
+            )
 
 
 class _Teller:

@@ -25,6 +25,36 @@ def require_number(name: str, value: Any, *, above: float | None = None, least: 
         raise ValueError(f"{name} must be a number {bound}; got {value!r}.")
 
 
+def require_share(name: str, value: Any) -> None:
+    """Refuse what is no number from 0 to 1.
+
+    Raises: ValueError naming the option.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"{name} is a probability, from 0 to 1; got {value!r}.")
+
+
+def require_open_share(name: str, value: Any) -> None:
+    """Refuse what is no number between 0 and 1, both excluded.
+
+    Raises: ValueError naming the option.
+    """
+    if not isinstance(value, int | float) or not 0 < value < 1:
+        raise ValueError(f"{name} must lie between 0 and 1, both excluded; got {value!r}.")
+
+
+def require_temperature(value: Any) -> None:
+    """Refuse what is no number above 0.
+
+    Raises: ValueError naming the remedy for 0.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ValueError(
+            f"temperature must be a number above 0; got {value!r}. For the most likely token at each step, "
+            "pass do_sample=False."
+        )
+
+
 def require_int(name: str, value: Any, least: int) -> None:
     """Refuse what is no int of at least `least`.
 

@@ -1,7 +1,7 @@
 """`GenerationConfig`: the options of `generate` as an object and as `generation_config.json`.
 
-Names and defaults are those of the documented version (4.37); `stop_strings` is the one addition. The order below is
-the documented one: length, strategy, cache, logits, outputs, special tokens, encoder-decoder, assistance.
+Names and defaults are those of the documented version (4.37), but for ADDITIONS. The order below is the documented one:
+length, strategy, cache, logits, outputs, special tokens, encoder-decoder, assistance.
 """
 
 import copy
@@ -14,12 +14,16 @@ from typing import Any, Self
 from triptych import hub
 from triptych.configuration import FORMAT_VERSION, data_only
 from triptych.files import read_json, staged_folder
+from triptych.generation import strategies
+from triptych.generation.watermarking import WatermarkingConfig
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
-# Options that mean something only when sampling, or only to beams.
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-_BEAMS_ONLY = ("early_stopping", "num_beam_groups", "diversity_penalty", "length_penalty", "constraints")
+# Options that the documented version does not have.
+ADDITIONS = frozenset(
+    {"stop_strings", "min_p", "max_matching_ngram_size", "json_schema", "regex", "watermarking_config"}
+)
+_METADATA = ("_from_model_config", "transformers_version")
 # Arguments of `generate` that are objects of one call, not settings.
 CALL_ARGUMENTS = (
     "logits_processor",
@@ -38,8 +42,10 @@ class GenerationConfig:
 
     `max_length` counts the prompt, `max_new_tokens` does not and wins over it. `top_k=0`, `top_p=1.0` and None
     switch a filter off. `stop_strings` (a text or a list of texts) ends a row once its new text holds one of them.
+    `json_schema` (text, dict or pydantic model class) or `regex` is what the new text follows. `watermarking_config` (a
+    `WatermarkingConfig`, or its dict) marks the text for a `WatermarkDetector`.
 
-    Raises: ValueError when options contradict each other (`validate`); a UserWarning names options without effect.
+    Raises: ValueError when options contradict each other (`check`); a UserWarning names options without effect.
     """
 
     max_length: int = 20
@@ -59,6 +65,7 @@ class GenerationConfig:
     temperature: float | None = 1.0
     top_k: int | None = 50
     top_p: float | None = 1.0
+    min_p: float | None = None
     typical_p: float | None = 1.0
     epsilon_cutoff: float | None = 0.0
     eta_cutoff: float | None = 0.0
@@ -80,6 +87,9 @@ class GenerationConfig:
     forced_decoder_ids: list[list[int | None]] | None = None
     sequence_bias: Any = None
     guidance_scale: float | None = None
+    json_schema: Any = None
+    regex: str | None = None
+    watermarking_config: Any = None
     low_memory: bool | None = None
 
     num_return_sequences: int = 1
@@ -98,6 +108,7 @@ class GenerationConfig:
     num_assistant_tokens: int = 5
     num_assistant_tokens_schedule: str = "heuristic"
     prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
 
     generation_kwargs: dict[str, Any]
 
@@ -119,8 +130,19 @@ class GenerationConfig:
     def validate(self, is_init: bool = False) -> None:
         """Check the options against each other.
 
-        Raises: ValueError for options that exclude each other or belong to the call of `generate`. A UserWarning
-            names each option that has no effect without another.
+        Raises: ValueError as `check` does. One UserWarning names the options that have no effect beside the others.
+        """
+        self.check()
+        changed = {name: getattr(self, name) for name in FIELDS if getattr(self, name) not in (None, DEFAULTS[name])}
+        useless = " ".join(strategies.without_effect(self, {}, changed, settings_alone=True))
+        if useless:
+            where = " The generation config was made (or its file written) with this." if is_init else ""
+            warnings.warn(useless + where, stacklevel=3 if is_init else 2)
+
+    def check(self) -> None:
+        """Refuse options that exclude each other or belong to the call of `generate`.
+
+        Raises: ValueError.
         """
         if self.early_stopping not in (True, False, "never"):
             raise ValueError(f"early_stopping must be True, False or 'never'; got {self.early_stopping!r}.")
@@ -130,18 +152,8 @@ class GenerationConfig:
                 f"A GenerationConfig holds settings, and {', '.join(misplaced)} is an argument of one call. "
                 "Pass it to generate()."
             )
-        if self.num_return_sequences != 1:
-            self._validate_number_of_sequences()
-        where = " The generation config was made (or its file written) with it." if is_init else ""
-        if self.do_sample is False:
-            for name in self._changed(_SAMPLING_ONLY):
-                if name != "top_k" or self.penalty_alpha is None:  # contrastive search reads top_k too
-                    self._warn_without_effect(name, "sampling", "pass do_sample=True", where)
-        if self.num_beams == 1:
-            for name in self._changed(_BEAMS_ONLY):
-                self._warn_without_effect(name, "beam search", "use num_beams above 1", where)
-
-    def _validate_number_of_sequences(self) -> None:
+        if self.num_return_sequences == 1:
+            return
         if self.num_beams == 1 and self.do_sample is False:
             raise ValueError(
                 "Greedy decoding gives one sequence per prompt, so num_return_sequences must be 1; "
@@ -151,15 +163,6 @@ class GenerationConfig:
             raise ValueError(
                 f"num_return_sequences must not exceed num_beams ({self.num_beams}); got {self.num_return_sequences}."
             )
-
-    def _changed(self, names: tuple[str, ...]) -> list[str]:
-        return [name for name in names if getattr(self, name) not in (None, DEFAULTS[name])]
-
-    def _warn_without_effect(self, name: str, mode: str, remedy: str, where: str) -> None:
-        warnings.warn(
-            f"{name}={getattr(self, name)!r} has an effect only in {mode}: {remedy}, or leave {name} out.{where}",
-            stacklevel=4 if where else 3,
-        )
 
     # -- files -------------------------------------------------------------------------------------------------
 
@@ -249,12 +252,17 @@ class GenerationConfig:
         return self._as_made is not None and self._as_made == self._options_text()
 
     def _options_text(self) -> str:
-        return self.to_json_string(use_diff=False, ignore_metadata=True)
+        fields = {name: value for name, value in self.to_dict().items() if name not in _METADATA}
+        return json.dumps(fields, sort_keys=True, default=_told)
 
     def to_dict(self) -> dict[str, Any]:
         """Every option, as a deep copy that JSON can hold: a dict in `sequence_bias` becomes [[ids, bias], …]."""
         fields = {name: copy.deepcopy(value) for name, value in vars(self).items() if name != "_as_made"}
         fields["transformers_version"] = FORMAT_VERSION
+        if hasattr(self.json_schema, "model_json_schema"):
+            fields["json_schema"] = self.json_schema.model_json_schema()
+        if isinstance(self.watermarking_config, WatermarkingConfig):
+            fields["watermarking_config"] = self.watermarking_config.to_dict()
         if isinstance(self.sequence_bias, dict):
             fields["sequence_bias"] = [[list(ids), bias] for ids, bias in self.sequence_bias.items()]
         return fields
@@ -265,12 +273,21 @@ class GenerationConfig:
         return {k: v for k, v in self.to_dict().items() if k not in defaults or v != defaults[k]}
 
     def to_json_string(self, use_diff: bool = True, ignore_metadata: bool = False) -> str:
-        """The text of `generation_config.json`, keys sorted; metadata are the version and the origin."""
+        """The text of `generation_config.json`, keys sorted; metadata are the version and the origin.
+
+        Raises: ValueError for an option whose value is an object.
+        """
         fields = self.to_diff_dict() if use_diff else self.to_dict()
         if ignore_metadata:
-            for name in ("_from_model_config", "transformers_version"):
+            for name in _METADATA:
                 fields.pop(name, None)
-        return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+        try:
+            return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+        except TypeError as error:
+            raise ValueError(
+                f"Options are written as JSON, which has no room for all of these: {error}. "
+                "Pass objects to generate(), and words as force_words_ids."
+            ) from error
 
     def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
         """Write the JSON text to a file, whole or not at all."""
@@ -295,7 +312,13 @@ class GenerationConfig:
 
     def __repr__(self) -> str:
         """The class and the options that differ from the defaults."""
-        return f"{type(self).__name__} {self.to_json_string(ignore_metadata=True)}"
+        fields = {name: value for name, value in self.to_diff_dict().items() if name not in _METADATA}
+        return f"{type(self).__name__} {json.dumps(fields, indent=2, sort_keys=True, default=_told)}\n"
+
+
+def _told(value: Any) -> str:
+    """An object that JSON has no room for, by its kind and what it holds."""
+    return f"{type(value).__name__}({getattr(value, '__dict__', repr(value))})"
 
 
 # The documented options and their defaults, read off the class; `generation_kwargs` is a fresh dict each time.

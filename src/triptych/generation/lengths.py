@@ -20,11 +20,14 @@ class Prompt(Protocol):
         """How many positions the prompt takes."""
 
 
-def settle_length(request: Request, prompt: Prompt, max_positions: int | None) -> int:
+def settle_length(request: Request, prompt: Prompt, max_positions: int | None, *, last_is_fed: bool = False) -> int:
     """How many tokens may be added; `request.options.max_length` becomes the full length.
 
-    Raises: ValueError when the options leave no room for a token; SequenceTooLongError when what was asked for
-        exceeds the model's positions. A limit that nobody asked for is lowered, with a warning.
+    `last_is_fed` says that the last token needs a position too, which it does where it is tried before it is chosen.
+
+    Raises: ValueError when the options leave no room for a token, or for the shortest text asked for;
+        SequenceTooLongError when what was asked for exceeds the model's positions. A limit that nobody asked for is
+        lowered, with a warning.
     """
     options, length = request.options, int(prompt.ids.shape[1])
     asked = not request.named.isdisjoint({"max_length", "max_new_tokens"})
@@ -42,14 +45,31 @@ def settle_length(request: Request, prompt: Prompt, max_positions: int | None) -
         _no_room(options.max_length, length, asked)
         options.max_length = length + 1
     if max_positions is not None:
-        _fit_positions(request, prompt, max_positions, asked)
-    shortest = max(options.min_length or 0, length + (options.min_new_tokens or 0))
-    if shortest > options.max_length:
+        _fit_positions(request, prompt, max_positions, asked, 0 if last_is_fed else 1)
+    _check_minimum(request, length)
+    if "forced_bos_token_id" in request.named and length != 1:
         notice(
-            f"The shortest text allowed has {shortest} tokens (min_length, min_new_tokens) but the longest "
-            f"{options.max_length}, where generation stops. Raise max_new_tokens."
+            f"forced_bos_token_id={options.forced_bos_token_id} is the second token of a text, but the prompt has "
+            f"{length} tokens already. Leave it out."
         )
     return int(options.max_length - length)
+
+
+def _check_minimum(request: Request, length: int) -> None:
+    options = request.options
+    least = {"min_length": options.min_length or 0, "min_new_tokens": options.min_new_tokens or 0}
+    name = "min_length" if least["min_length"] >= length + least["min_new_tokens"] else "min_new_tokens"
+    shortest = max(least["min_length"], length + least["min_new_tokens"])
+    if shortest <= options.max_length:
+        return
+    longest = f"max_new_tokens={options.max_new_tokens}, " if options.max_new_tokens is not None else ""
+    message = (
+        f"With {name}={least[name]} the shortest text has {shortest} tokens, but the longest allowed "
+        f"{options.max_length} ({longest}max_length={options.max_length}, prompt included). "
+    )
+    if name in request.named:
+        raise ValueError(message + f"Lower {name}, or pass max_new_tokens={shortest - length} or more.")
+    notice(message + "Generation stops there. Raise max_new_tokens.")
 
 
 def _no_room(max_length: int, length: int, asked: bool) -> None:
@@ -62,10 +82,10 @@ def _no_room(max_length: int, length: int, asked: bool) -> None:
     notice(message + " One token is generated.")
 
 
-def _fit_positions(request: Request, prompt: Prompt, positions: int, asked: bool) -> None:
+def _fit_positions(request: Request, prompt: Prompt, positions: int, asked: bool, unfed: int) -> None:
     options, length, width = request.options, prompt.ids.shape[1], prompt.width
     new = options.max_length - length
-    room = positions - width + 1  # the last token is never fed back
+    room = positions - width + unfed  # a last token that is never fed back
     if room < 1:
         raise SequenceTooLongError(
             f"The model has {positions} positions but the prompt alone needs {width}. Shorten the prompt, for "
@@ -77,7 +97,7 @@ def _fit_positions(request: Request, prompt: Prompt, positions: int, asked: bool
         limit = f"max_new_tokens={room}" if options.max_new_tokens is not None else f"max_length={length + room}"
         raise SequenceTooLongError(
             f"The model has {positions} positions but the prompt of {width} tokens and {new} new ones need "
-            f"{width + new - 1}. Shorten the prompt or pass {limit}."
+            f"{width + new - unfed}. Shorten the prompt or pass {limit}."
         )
     notice(f"The text stops after {room} new tokens, where the model's {positions} positions end.")
     options.max_length = length + room

@@ -113,7 +113,7 @@ class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Positive scores are multiplied by `penalty`, negative ones divided."""
-        return _penalised(scores, self.encoder_input_ids, 1 / self.penalty)
+        return _penalised(scores, _for_rows(self.encoder_input_ids, len(scores)), 1 / self.penalty)
 
 
 def _penalised(scores: Tensor, ids: Tensor, penalty: float) -> Tensor:
@@ -149,7 +149,8 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """-inf at the forbidden tokens."""
-        return _without_repeats(scores, input_ids, self.encoder_input_ids, self.encoder_ngram_size)
+        source = _for_rows(self.encoder_input_ids, len(scores))
+        return _without_repeats(scores, input_ids, source, self.encoder_ngram_size)
 
 
 def _without_repeats(scores: Tensor, ids: Tensor, source: Tensor, n: int) -> Tensor:
@@ -161,6 +162,50 @@ def _without_repeats(scores: Tensor, ids: Tensor, source: Tensor, n: int) -> Ten
     forbidden = torch.zeros(scores.shape[0], scores.shape[1] + 1, dtype=torch.bool, device=scores.device)
     forbidden.scatter_(1, torch.where(same_start, runs[..., -1], scores.shape[1]), True)
     return scores.masked_fill(forbidden[:, :-1], -INF)
+
+
+def _for_rows(ids: Tensor, rows: int) -> Tensor:
+    """What belongs to prompts, (B, …), for `rows` rows of scores; the rows of a prompt follow each other."""
+    return ids if len(ids) == rows else ids[torch.arange(rows, device=ids.device) * len(ids) // rows]
+
+
+@dataclass(frozen=True, slots=True)
+class HammingDiversityLogitsProcessor(LogitsProcessor):
+    """Make a token that earlier groups of beams chose at this step less likely (Vijayakumar et al., 2016).
+
+    Each prompt has `num_beams` beams in `num_beam_groups` groups of equal size; groups choose one after the other.
+
+    Raises: ValueError unless `diversity_penalty` is above 0 and there are at least two groups that divide the beams.
+    """
+
+    diversity_penalty: float
+    num_beams: int
+    num_beam_groups: int
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        require_number("diversity_penalty", self.diversity_penalty, above=0.0)
+        require_int("num_beams", self.num_beams, 2)
+        require_int("num_beam_groups", self.num_beam_groups, 2)
+        if self.num_beams % self.num_beam_groups:
+            raise ValueError(
+                f"num_beam_groups must divide num_beams ({self.num_beams}); got {self.num_beam_groups}. "
+                "Make num_beams a multiple of it."
+            )
+
+    def __call__(  # type: ignore[override]  # LogitsProcessorList passes on what more it takes
+        self, input_ids: Tensor, scores: Tensor, current_tokens: Tensor, beam_group_idx: int
+    ) -> Tensor:
+        """The scores (B * G, V) of a group of G beams, less `diversity_penalty` for each earlier choice of a token.
+
+        `current_tokens` (B * num_beams,) are this step's tokens; those of the groups before `beam_group_idx` count.
+        """
+        earlier = beam_group_idx * (self.num_beams // self.num_beam_groups)
+        chosen = current_tokens.view(-1, self.num_beams)[:, :earlier]  # (B, E)
+        counts = scores.new_zeros(len(chosen), scores.shape[1]).scatter_add_(
+            1, chosen, torch.ones_like(chosen, dtype=scores.dtype)
+        )
+        return scores - self.diversity_penalty * _for_rows(counts, len(scores))
 
 
 # -- sequences of tokens -------------------------------------------------------------------------------------------
@@ -377,7 +422,8 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
             return scores
         index = _index(as_ids(self.eos_token_id), scores.device)
         ends = scores.index_select(1, index)
-        return scores.index_copy(1, index, ends + ends.abs() * (factor**past - 1))
+        raised = ends + ends.abs() * (factor**past - 1)
+        return scores.index_copy(1, index, raised.where(ends.isfinite(), ends))  # a forbidden end stays so
 
 
 @dataclass(frozen=True, slots=True)

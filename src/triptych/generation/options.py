@@ -1,57 +1,36 @@
-"""The options of one call of `generate`: which ones hold, what is not supported, and which names are unknown."""
+"""The options of one call of `generate`: which ones hold, which have no effect, and which names are unknown."""
 
 import copy
 import difflib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from triptych.errors import GenerationWarning, TokenIdError, UnknownOptionError
+from triptych.generation import strategies
 from triptych.generation.configuration import DEFAULTS, GenerationConfig
 
 _PACKAGE = str(Path(__file__).parents[1])
 
 # What `forward` takes but `generate` decides itself.
-_NOT_FOR_USERS = frozenset({"self", "input_ids", "labels", "return_dict", "use_cache", "cache_position"})
+NOT_FOR_USERS = frozenset({"self", "input_ids", "labels", "return_dict", "use_cache", "cache_position"})
 
 
 @dataclass(frozen=True)
 class Request:
-    """`options`, with everything resolved; `model_inputs` for the model's forward pass; what the call itself named."""
+    """`options`, with everything resolved; `model_inputs` for the model's forward pass; what the call itself named.
+
+    `strategy` is that of `strategies.strategy_of`.
+    """
 
     options: GenerationConfig
     model_inputs: dict[str, Any]
     named: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Unsupported:
-    """A way of generating that this version does not have, and the options that ask for it."""
-
-    name: str
-    asked: Callable[[GenerationConfig], bool]
-    options: str
-
-
-UNSUPPORTED = (
-    Unsupported(
-        "constrained search", lambda o: bool(o.constraints or o.force_words_ids), "constraints, force_words_ids"
-    ),
-    Unsupported("beam search", lambda o: o.num_beams != 1 or o.num_beam_groups != 1, "num_beams, num_beam_groups"),
-    Unsupported("contrastive search", lambda o: bool(o.penalty_alpha), "penalty_alpha"),
-    Unsupported("prompt lookup", lambda o: o.prompt_lookup_num_tokens is not None, "prompt_lookup_num_tokens"),
-    Unsupported("classifier-free guidance", lambda o: o.guidance_scale not in (None, 1), "guidance_scale"),
-)
-_UNSUPPORTED_ARGUMENTS = {
-    "assistant_model": "assisted generation",
-    "negative_prompt_ids": "classifier-free guidance",
-    "negative_prompt_attention_mask": "classifier-free guidance",
-    "synced_gpus": "generation in step over several processes",
-}
+    strategy: str
 
 
 def resolve(
@@ -59,51 +38,45 @@ def resolve(
     given: GenerationConfig | None,
     kwargs: Mapping[str, Any],
     *,
-    unsupported: Sequence[Unsupported] = UNSUPPORTED,
+    arguments: Mapping[str, Any] | None = None,
     inputs: frozenset[str] | None = None,
 ) -> Request:
-    """Keyword arguments over the given options over the model's own.
+    """Keyword arguments over the given options over the model's own; `arguments` are those of the call beside them.
 
     `inputs` are the model's inputs by name, when they are not simply those of its `forward`.
 
     Options left out of a given `generation_config` have the documented defaults, except that bos, eos and pad ids come
-    from the model. Raises: UnknownOptionError for a keyword argument that is neither an option nor a model input;
-    ValueError for options that contradict each other or ask for what is not supported.
+    from the model. One warning names the options that the call gives and that have no effect in it; those of a file
+    are let be. Raises: UnknownOptionError for a keyword argument that is neither an option nor a model input;
+    ValueError for options that are out of range or exclude each other.
     """
     own = _own_options(model)
     options = copy.deepcopy(own if given is None else given)
     kwargs = options.generation_kwargs | dict(kwargs)
+    arguments = {name: value for name, value in (arguments or {}).items() if value is not None}
     rest = options.update(**kwargs)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(options, name) is None and name not in kwargs:
             setattr(options, name, getattr(own, name))
-    accepted = set(inspect.signature(model.forward).parameters) - _NOT_FOR_USERS if inputs is None else set(inputs)
+    accepted = set(inspect.signature(model.forward).parameters) - NOT_FOR_USERS if inputs is None else set(inputs)
     model_inputs = _model_inputs(accepted, rest)
-    options.validate()
-    for way in unsupported:
-        if way.asked(options):
-            raise ValueError(_unsupported(way.name, way.options))
-    named = frozenset(name for name in kwargs if kwargs[name] is not None)
+    options.check()
+    named = {name for name in kwargs if kwargs[name] is not None}
     if given is not None:
-        named |= {name for name in ("max_length", "max_new_tokens") if getattr(given, name) != DEFAULTS[name]}
-    return Request(options, model_inputs, named)
-
-
-def refuse_unsupported_arguments(**arguments: Any) -> None:
-    """Refuse the arguments of `generate` that this version does not support.
-
-    Raises: ValueError naming the first of them.
-    """
-    for name, value in arguments.items():
-        if value is not None and value is not False:
-            raise ValueError(_unsupported(_UNSUPPORTED_ARGUMENTS[name], name))
-
-
-def _unsupported(way: str, options: str) -> str:
-    return (
-        f"generate() supports greedy decoding and sampling; {way} is not supported yet. "
-        f"Leave out {options}, or sample with do_sample=True."
+        named |= {name for name, default in DEFAULTS.items() if getattr(given, name) not in (None, default)}
+    strategies.refuse_impossible(options, arguments, named)
+    chosen = {name: getattr(options, name) for name in DEFAULTS if name in named} | arguments
+    useless = strategies.without_effect(
+        options, arguments, {name: value for name, value in chosen.items() if _is_chosen(name, value)}
     )
+    if told := " ".join(useless):
+        notice(told)
+    return Request(options, model_inputs, frozenset(named), strategies.strategy_of(options, arguments))
+
+
+def _is_chosen(name: str, value: Any) -> bool:
+    """Whether a value is another than the default, which asks for nothing. Of values a tensor may be one."""
+    return name not in DEFAULTS or type(value) is not type(DEFAULTS[name]) or value != DEFAULTS[name]
 
 
 def _own_options(model: Any) -> GenerationConfig:
@@ -153,7 +126,8 @@ def check_token_ids(options: GenerationConfig, vocab_size: int) -> None:
 
 
 def _named_ids(options: GenerationConfig) -> Iterator[tuple[str, list[Any]]]:
-    needs_end = options.min_length or options.min_new_tokens or options.exponential_decay_length_penalty
+    grammar = options.json_schema is not None or options.regex is not None
+    needs_end = grammar or options.min_length or options.min_new_tokens or options.exponential_decay_length_penalty
     names = ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
     for name in (*names, "eos_token_id") if needs_end else names:
         yield name, flat(getattr(options, name))

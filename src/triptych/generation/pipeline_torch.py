@@ -7,13 +7,16 @@ from typing import Any
 from torch import Tensor
 
 from triptych.generation import logits_torch as logits, warpers_torch as warpers
+from triptych.generation.checks import as_ids
 from triptych.generation.configuration import GenerationConfig
+from triptych.generation.grammar_torch import GrammarLogitsProcessor
 from triptych.generation.stopping_torch import (
     MaxLengthCriteria,
     MaxTimeCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
 )
+from triptych.generation.watermarking_torch import watermark
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,16 @@ class Call:
         forced = self.o.forced_decoder_ids
         return shifted + (int(forced[-1][0] or 0) if forced else 0)
 
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows of scores each prompt has: its beams, or one group of them."""
+        return int(self.o.num_beams // (self.o.num_beam_groups or 1))
+
+    @property
+    def kept(self) -> int:
+        """How many tokens filters leave at least: with beams one that ends no text and each that does."""
+        return 1 if self.o.num_beams == 1 else 1 + max(1, len(as_ids(self.o.eos_token_id)))
+
 
 @dataclass(frozen=True)
 class Row:
@@ -52,6 +65,13 @@ def _is_set(name: str, neutral: float) -> Callable[[GenerationConfig], bool]:
 
 PROCESSORS = (
     Row(lambda o: o.sequence_bias is not None, lambda c: logits.SequenceBiasLogitsProcessor(c.o.sequence_bias)),
+    Row(
+        _is_set("diversity_penalty", 0.0),
+        lambda c: (
+            c.o.num_beam_groups > 1
+            and logits.HammingDiversityLogitsProcessor(c.o.diversity_penalty, c.o.num_beams, c.o.num_beam_groups)
+        ),
+    ),
     Row(
         _is_set("encoder_repetition_penalty", 1.0),
         lambda c: logits.EncoderRepetitionPenaltyLogitsProcessor(c.o.encoder_repetition_penalty, c.prompt),
@@ -84,8 +104,12 @@ PROCESSORS = (
         lambda o: True,
         lambda c: (
             c.prefix_allowed_tokens_fn
-            and logits.PrefixConstrainedLogitsProcessor(c.prefix_allowed_tokens_fn, c.o.num_beams)
+            and logits.PrefixConstrainedLogitsProcessor(c.prefix_allowed_tokens_fn, c.rows_at_once)
         ),
+    ),
+    Row(
+        lambda o: o.json_schema is not None or o.regex is not None,
+        lambda c: GrammarLogitsProcessor(c.tokenizer, c.o.json_schema, c.o.regex, c.length, c.o.eos_token_id),
     ),
     Row(
         lambda o: o.forced_bos_token_id is not None,
@@ -111,15 +135,20 @@ PROCESSORS = (
         lambda o: o.forced_decoder_ids is not None,
         lambda c: logits.ForceTokensLogitsProcessor(c.o.forced_decoder_ids),
     ),
+    Row(lambda o: o.watermarking_config is not None, lambda c: watermark(c.o.watermarking_config)),
 )
 
 WARPERS = (
     Row(_is_set("temperature", 1.0), lambda c: warpers.TemperatureLogitsWarper(c.o.temperature)),
-    Row(_is_set("top_k", 0), lambda c: warpers.TopKLogitsWarper(c.o.top_k)),
-    Row(_is_set("top_p", 1.0), lambda c: warpers.TopPLogitsWarper(c.o.top_p)),
-    Row(_is_set("typical_p", 1.0), lambda c: warpers.TypicalLogitsWarper(c.o.typical_p)),
-    Row(_is_set("epsilon_cutoff", 0.0), lambda c: warpers.EpsilonLogitsWarper(c.o.epsilon_cutoff)),
-    Row(_is_set("eta_cutoff", 0.0), lambda c: warpers.EtaLogitsWarper(c.o.eta_cutoff)),
+    Row(_is_set("top_k", 0), lambda c: warpers.TopKLogitsWarper(c.o.top_k, min_tokens_to_keep=c.kept)),
+    Row(_is_set("top_p", 1.0), lambda c: warpers.TopPLogitsWarper(c.o.top_p, min_tokens_to_keep=c.kept)),
+    Row(_is_set("min_p", 0.0), lambda c: warpers.MinPLogitsWarper(c.o.min_p, min_tokens_to_keep=c.kept)),
+    Row(_is_set("typical_p", 1.0), lambda c: warpers.TypicalLogitsWarper(c.o.typical_p, min_tokens_to_keep=c.kept)),
+    Row(
+        _is_set("epsilon_cutoff", 0.0),
+        lambda c: warpers.EpsilonLogitsWarper(c.o.epsilon_cutoff, min_tokens_to_keep=c.kept),
+    ),
+    Row(_is_set("eta_cutoff", 0.0), lambda c: warpers.EtaLogitsWarper(c.o.eta_cutoff, min_tokens_to_keep=c.kept)),
 )
 
 CRITERIA = (
@@ -133,15 +162,33 @@ CRITERIA = (
 
 
 def transforms(call: Call, custom: Sequence[Any] | None) -> logits.LogitsProcessorList:
-    """The transforms of every step: rules, the user's own, warpers when sampling, normalisation.
+    """The transforms of every step: `processors`, and `warping` when sampling.
 
     Raises: ValueError for an option out of its range, or when the user's own double one that an option makes.
     """
-    rules = [logits.LogitNormalization()] if call.o.renormalize_logits else []
-    made = _joined(_made(PROCESSORS, call), custom, "logits_processor") + rules
-    if call.o.do_sample:
-        made += _made(WARPERS, call) + rules
-    return logits.LogitsProcessorList(made)
+    made = processors(call, custom)
+    return logits.LogitsProcessorList([*made, *warping(call)]) if call.o.do_sample else made
+
+
+def processors(call: Call, custom: Sequence[Any] | None) -> logits.LogitsProcessorList:
+    """The rules of the options, the user's own transforms, normalisation.
+
+    Raises: ValueError for an option out of its range, or when the user's own double one that an option makes.
+    """
+    made = _joined(_made(PROCESSORS, call), custom, "logits_processor")
+    return logits.LogitsProcessorList(made + _normalisation(call))
+
+
+def warping(call: Call) -> logits.LogitsProcessorList:
+    """What reshapes the distribution to draw from, and normalisation.
+
+    Raises: ValueError for an option out of its range.
+    """
+    return logits.LogitsProcessorList(_made(WARPERS, call) + _normalisation(call))
+
+
+def _normalisation(call: Call) -> list[Any]:
+    return [logits.LogitNormalization()] if call.o.renormalize_logits else []
 
 
 def criteria(call: Call, custom: Sequence[Any] | None) -> StoppingCriteriaList:
@@ -156,7 +203,7 @@ def criteria(call: Call, custom: Sequence[Any] | None) -> StoppingCriteriaList:
 
 def _made(table: Sequence[Row], call: Call) -> list[Any]:
     made = (row.make(call) for row in table if row.wanted(call.o))
-    return [item for item in made if item is not None]
+    return [item for item in made if item]  # a row that finds it has nothing to do gives None or False
 
 
 def _joined(made: list[Any], custom: Sequence[Any] | None, argument: str) -> list[Any]:

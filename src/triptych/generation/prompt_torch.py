@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from triptych.errors import TokenIdError
+from triptych.generation.checks import require_number
+from triptych.generation.configuration import GenerationConfig
 from triptych.generation.options import Request, notice
 
 
@@ -73,7 +75,9 @@ def read_prompt(model: Any, ids: Any, request: Request) -> Prompt:
         if value is not None and tuple(value.shape) not in ((rows, width), (1, width)):
             raise ValueError(f"{name} must have the prompt's shape {(rows, width)}; got {tuple(value.shape)}.")
     if past is not None:
-        _check_past(past, rows, width, embeds)
+        _check_past(model.config, past, rows, width, embeds)
+    if model.max_positions is None:  # else what does not fit is refused
+        _tell_of_untrained(width, model.trained_positions)
     return Prompt(
         ids=ids,
         embeds=embeds,
@@ -85,6 +89,33 @@ def read_prompt(model: Any, ids: Any, request: Request) -> Prompt:
     )
 
 
+def read_negative_prompt(model: Any, prompt: Prompt, options: GenerationConfig, ids: Any, mask: Any) -> Prompt | None:
+    """The prompt that guidance leads away from: a row for each of `prompt`, or one for all; else each row's last token.
+
+    None without guidance. Raises: as `read_prompt`; ValueError for another number of rows.
+    """
+    if options.guidance_scale in (None, 1):
+        return None
+    require_number("guidance_scale", options.guidance_scale, above=0.0)
+    rows = len(prompt.ids)
+    if ids is None:
+        if mask is not None:
+            raise ValueError("negative_prompt_attention_mask masks negative_prompt_ids, which are missing. Pass both.")
+        ids = prompt.ids[:, -1:]
+    _check_ids(ids, model.config.vocab_size, "negative_prompt_ids")
+    if len(ids) not in (1, rows):
+        raise ValueError(
+            f"negative_prompt_ids must have a row for each of the prompt's {rows}, or one for all; got {len(ids)}."
+        )
+    mask = _checked_mask(mask, len(ids), ids.shape[1], "negative_prompt_attention_mask")
+    negative = Prompt(ids.to(prompt.ids), mask=mask, extras=_head_mask(prompt.extras))
+    return negative if len(ids) == rows else negative.repeated(rows)
+
+
+def _head_mask(extras: dict[str, Any]) -> dict[str, Any]:
+    return {"head_mask": extras["head_mask"]} if "head_mask" in extras else {}
+
+
 def _start(bos_token_id: int | None, rows: int) -> Tensor:
     if bos_token_id is None:
         raise ValueError(
@@ -93,29 +124,28 @@ def _start(bos_token_id: int | None, rows: int) -> Tensor:
     return torch.full((rows, 1), bos_token_id, dtype=torch.long)
 
 
-def _check_ids(ids: Any, vocab_size: int) -> None:
+def _check_ids(ids: Any, vocab_size: int, name: str = "The prompt") -> None:
     if not isinstance(ids, Tensor):
         raise TypeError(
-            f"The prompt must be a tensor of ids of shape (batch, length); got {type(ids).__name__}. Make one with "
+            f"{name} must be a tensor of ids of shape (batch, length); got {type(ids).__name__}. Make one with "
             'tokenizer(texts, return_tensors="pt") and pass it as generate(**encoding).'
         )
     if ids.dim() != 2:
         raise ValueError(
-            f"The prompt must have shape (batch, length); got {tuple(ids.shape)}. "
-            "For one row, pass input_ids.unsqueeze(0)."
+            f"{name} must have shape (batch, length); got {tuple(ids.shape)}. For one row, pass input_ids.unsqueeze(0)."
         )
     if ids.numel() == 0:
         raise ValueError(
-            f"The prompt must hold at least one token; got shape {tuple(ids.shape)}. "
+            f"{name} must hold at least one token; got shape {tuple(ids.shape)}. "
             "To start from nothing, leave it out: generation then starts from bos_token_id."
         )
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise TypeError(f"The prompt must hold ids, which are ints; got {ids.dtype}. Pass vectors as inputs_embeds.")
+        raise TypeError(f"{name} must hold ids, which are ints; got {ids.dtype}. Pass vectors as inputs_embeds.")
     low, high = torch.aminmax(ids)
     if low < 0 or high >= vocab_size:
         row, place = ((ids < 0) | (ids >= vocab_size)).nonzero()[0].tolist()
         raise TokenIdError(
-            f"The prompt must hold ids from 0 to {vocab_size - 1}, as the vocabulary has {vocab_size} tokens; got "
+            f"{name} must hold ids from 0 to {vocab_size - 1}, as the vocabulary has {vocab_size} tokens; got "
             f"{int(ids[row, place])} in row {row} at place {place}. Use the tokenizer that belongs to the model, or "
             "call resize_token_embeddings(len(tokenizer))."
         )
@@ -129,11 +159,11 @@ def _default_mask(ids: Tensor, request: Request) -> Tensor | None:
     return ids != pad
 
 
-def _checked_mask(mask: Tensor | None, rows: int, width: int) -> Tensor | None:
+def _checked_mask(mask: Tensor | None, rows: int, width: int, name: str = "attention_mask") -> Tensor | None:
     if mask is None:
         return None
     if tuple(mask.shape) != (rows, width):
-        raise ValueError(f"attention_mask must have the prompt's shape {(rows, width)}; got {tuple(mask.shape)}.")
+        raise ValueError(f"{name} must have the prompt's shape {(rows, width)}; got {tuple(mask.shape)}.")
     attended = mask != 0
     if bool(attended.all()):
         return None
@@ -148,7 +178,17 @@ def _checked_mask(mask: Tensor | None, rows: int, width: int) -> Tensor | None:
     return attended.long()
 
 
-def _check_past(past: Any, rows: int, width: int, embeds: Tensor | None) -> None:
+def _check_past(config: Any, past: Any, rows: int, width: int, embeds: Tensor | None) -> None:
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    if len(past) != layers:
+        raise ValueError(f"past_key_values needs one pair for each of the model's {layers} layers; got {len(past)}.")
+    kinds = {(x.shape[1], x.shape[3]) if x.dim() == 4 else tuple(x.shape) for pair in past for x in pair}
+    wanted = (heads, config.hidden_size // heads)
+    if kinds != {wanted} and not getattr(config, "pruned_heads", None):
+        raise ValueError(
+            f"past_key_values must hold tensors of the model's (heads, head_dim), {wanted}; got {sorted(kinds)}. "
+            "Pass a cache of this model."
+        )
     if embeds is not None:
         raise ValueError("past_key_values continue a prompt of ids; inputs_embeds cannot be given with them.")
     seen, batch = past[0][0].shape[2], past[0][0].shape[0]
@@ -156,4 +196,13 @@ def _check_past(past: Any, rows: int, width: int, embeds: Tensor | None) -> None
         raise ValueError(
             f"The prompt must hold the tokens of past_key_values and at least one more; got ids of shape "
             f"{(rows, width)} and a cache of {batch} rows and {seen} tokens. Pass all ids, the cached ones too."
+        )
+
+
+def _tell_of_untrained(width: int, trained_positions: int | None) -> None:
+    """Warn of a prompt of `width` tokens that is longer than the model was trained to read, where it still runs."""
+    if trained_positions is not None and width > trained_positions:
+        notice(
+            f"The prompt has {width} tokens, more than the {trained_positions} that the model was trained on, and what "
+            "it writes past them is seldom sense. Shorten the prompt, or set rope_scaling in the configuration."
         )

@@ -1,16 +1,19 @@
-"""What every decoding strategy is given, a `Run`, and what its steps leave behind, a `Trace`."""
+"""What every decoding strategy is given, a `Run`, and what its steps leave behind: `Rows` and a `Trace`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from triptych.generation.checks import as_ids
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.feed_torch import Feed
 from triptych.generation.outputs import GenerateDecoderOnlyOutput
 
 if TYPE_CHECKING:
+    from triptych.generation.drafting_torch import Drafter
     from triptych.modeling_torch import NextToken
 
 
@@ -20,14 +23,57 @@ class Run:
 
     `feed` turns ids into the next token's logits; `prompt` (B, N) are the rows that the strategy continues;
     `transforms` map ids so far (B, T) and logits (B, V) to scores (B, V); `criteria` tell the rows that end.
+    `drafter` proposes tokens to assisted decoding.
     """
 
     feed: Feed
     prompt: Tensor
     options: GenerationConfig
-    transforms: Callable[[Tensor, Tensor], Tensor]
+    transforms: Callable[..., Tensor]
     criteria: Callable[[Tensor, Any], bool | Tensor]
     streamer: Any = None
+    drafter: "Drafter | None" = None
+
+
+class Rows:
+    """The ids of all rows in a buffer of their final length, and which rows still run."""
+
+    def __init__(self, run: Run) -> None:
+        options = run.options
+        count, self.length = run.prompt.shape
+        self.buffer = run.prompt.new_zeros((count, options.max_length))
+        self.buffer[:, : self.length] = run.prompt
+        self.running = torch.ones(count, dtype=torch.bool, device=self.buffer.device)
+        self._ends = torch.tensor(as_ids(options.eos_token_id), dtype=torch.long, device=self.buffer.device)
+        self._pad = options.pad_token_id if count > 1 else None
+        self._streamer, self._criteria = run.streamer, run.criteria
+        if self._streamer is not None:
+            self._streamer.put(run.prompt.cpu())
+
+    @property
+    def ids(self) -> Tensor:
+        """The ids so far, (B, T)."""
+        return self.buffer[:, : self.length]
+
+    def add(self, tokens: Tensor, scores: Any) -> bool:
+        """Add a token (B,) to each row, or padding behind its end; True once all rows are over.
+
+        `scores` are those of all steps, for the criteria that look at them.
+        """
+        if self._pad is not None:
+            tokens = tokens.where(self.running, self._pad)
+        self.buffer[:, self.length] = tokens
+        self.length += 1
+        if self._streamer is not None:
+            self._streamer.put(tokens.cpu())
+        if len(self._ends):
+            self.running &= (tokens[:, None] != self._ends).all(dim=1)
+        verdict = self._criteria(self.ids, scores)
+        if isinstance(verdict, Tensor):
+            self.running &= ~verdict
+        elif verdict:
+            return True
+        return (len(self._ends) > 0 or isinstance(verdict, Tensor)) and not bool(self.running.any())
 
 
 class Trace:

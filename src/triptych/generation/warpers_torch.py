@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from triptych.generation.checks import INF, require_int, require_number
+from triptych.generation.checks import INF, require_int, require_open_share, require_share, require_temperature
 from triptych.generation.logits_torch import LogitsWarper
 
 
@@ -21,12 +21,7 @@ class TemperatureLogitsWarper(LogitsWarper):
 
     def __post_init__(self) -> None:
         """Check the argument."""
-        value = self.temperature
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise ValueError(
-                f"temperature must be a number above 0; got {value!r}. For the most likely token at each step, "
-                "pass do_sample=False."
-            )
+        require_temperature(self.temperature)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The scaled scores."""
@@ -70,9 +65,7 @@ class TopPLogitsWarper(LogitsWarper):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        require_number("top_p", self.top_p, least=0.0)
-        if self.top_p > 1.0:
-            raise ValueError(f"top_p is a probability, from 0 to 1; got {self.top_p!r}.")
+        require_share("top_p", self.top_p)
         require_int("min_tokens_to_keep", self.min_tokens_to_keep, 1)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -103,6 +96,26 @@ def _ascending(scores: Tensor, least: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, slots=True)
+class MinPLogitsWarper(LogitsWarper):
+    """Keep the tokens at least `min_p` times as likely as the likeliest (Nguyen et al., 2024, arXiv:2407.01082)."""
+
+    min_p: float
+    filter_value: float = -INF
+    min_tokens_to_keep: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        require_share("min_p", self.min_p)
+        require_int("min_tokens_to_keep", self.min_tokens_to_keep, 1)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores, `filter_value` at tokens that are out."""
+        p = scores.softmax(dim=-1)
+        least = self.min_p * p.amax(dim=-1, keepdim=True)
+        return _cut(scores, p < least, self.filter_value, self.min_tokens_to_keep)
+
+
+@dataclass(frozen=True, slots=True)
 class TypicalLogitsWarper(LogitsWarper):
     """Keep the tokens of nearly the expected surprise, up to the probability `mass` (Meister et al., 2022)."""
 
@@ -112,7 +125,7 @@ class TypicalLogitsWarper(LogitsWarper):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        _require_open_share("typical_p", self.mass)
+        require_open_share("typical_p", self.mass)
         require_int("min_tokens_to_keep", self.min_tokens_to_keep, 1)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -137,7 +150,7 @@ class EpsilonLogitsWarper(LogitsWarper):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        _require_open_share("epsilon_cutoff", self.epsilon)
+        require_open_share("epsilon_cutoff", self.epsilon)
         require_int("min_tokens_to_keep", self.min_tokens_to_keep, 1)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -155,7 +168,7 @@ class EtaLogitsWarper(LogitsWarper):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        _require_open_share("eta_cutoff", self.epsilon)
+        require_open_share("eta_cutoff", self.epsilon)
         require_int("min_tokens_to_keep", self.min_tokens_to_keep, 1)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -170,8 +183,3 @@ class EtaLogitsWarper(LogitsWarper):
 def _cut(scores: Tensor, out: Tensor, filter_value: float, least: int) -> Tensor:
     kept = min(least, scores.shape[-1])
     return scores.masked_fill(out & (scores < _least_of_top(scores, kept)), filter_value)
-
-
-def _require_open_share(name: str, value: float) -> None:
-    if not isinstance(value, int | float) or not 0 < value < 1:
-        raise ValueError(f"{name} must lie between 0 and 1, both excluded; got {value!r}.")

@@ -20,24 +20,33 @@ class AttentionMask:
     """Which of the S keys each of the T queries may see; the queries are the last T of the S positions.
 
     `padding` (B, S) is True at keys that are tokens and False at padding; None when nothing is padding.
-    A dense mask is made only where no shorter way of saying it exists, and once for all layers of a kind.
+    A dense mask is made only where no shorter way of saying it exists, and once for all layers of a kind. A layer
+    whose cache has let go of what its window no longer shows gives fewer keys, the last of the S.
+
+    With `shared`, the keys behind the first `shared` ones are alternatives, each the next token after those: a query
+    sees the shared past and itself.
     """
 
     queries: int
     keys: int
     device: torch.device
     padding: Tensor | None = None
-    _dense: dict[int | None, Tensor] = field(default_factory=dict, repr=False)
+    shared: int | None = None
+    _dense: dict[tuple[int | None, int, int, int], Tensor] = field(default_factory=dict, repr=False)
     _elsewhere: dict[torch.device, "AttentionMask"] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
-        cls, attention_mask: Tensor | None, batch: int, queries: int, past: int, device: torch.device
+        cls, attention_mask: "Tensor | AttentionMask | None", batch: int, queries: int, past: int, device: torch.device
     ) -> "AttentionMask":
         """From the documented `attention_mask` (B, S), 1 at tokens and 0 at padding; B may be several axes.
 
+        One that is an AttentionMask already is taken as it is: `generate` makes some that no tensor can say.
+
         Raises: ValueError when its shape is not (B, past + queries).
         """
+        if isinstance(attention_mask, AttentionMask):
+            return attention_mask
         keys = past + queries
         if attention_mask is None:
             return cls(queries, keys, device)
@@ -59,27 +68,33 @@ class AttentionMask:
             return self
         if device not in self._elsewhere:
             padding = None if self.padding is None else self.padding.to(device)
-            self._elsewhere[device] = AttentionMask(self.queries, self.keys, device, padding)
+            self._elsewhere[device] = AttentionMask(self.queries, self.keys, device, padding, self.shared)
         return self._elsewhere[device]
 
     def narrows(self, window: int | None) -> bool:
         """Whether a window hides any key that causal order shows."""
         return window is not None and window < self.keys
 
-    def dense(self, window: int | None) -> Tensor:
-        """True where query t may see key s: (1 or B, 1, T, S)."""
+    def dense(self, window: int | None, gone: int = 0) -> Tensor:
+        """True where query t may see key s: (1 or B, 1, T, S - gone), without the first `gone` keys."""
+        return self.block(window, self.keys - self.queries, self.keys, gone)
+
+    def block(self, window: int | None, start: int, stop: int, first: int) -> Tensor:
+        """The part of the queries at positions start … stop - 1 and the keys first … stop - 1, made once."""
         kind = window if self.narrows(window) else None
-        if kind not in self._dense:
-            key = torch.arange(self.keys, device=self.device)
-            query = key[self.keys - self.queries :, None]
-            visible = key <= query
+        name = (kind, stop - start, stop - first, 0 if self.padding is None else stop)
+        if name not in self._dense:
+            key = torch.arange(first, stop, device=self.device)
+            query = torch.arange(start, stop, device=self.device)[:, None]
+            place = query if self.shared is None else self.shared
+            visible = key <= query if self.shared is None else (key < place) | (key == query)
             if kind is not None:
-                visible &= key > query - kind
+                visible &= key > place - kind
             if self.padding is not None:
-                self._dense[kind] = visible & self.padding[:, None, None, :]
+                self._dense[name] = visible & self.padding[:, None, None, first:stop]
             else:
-                self._dense[kind] = visible[None, None]
-        return self._dense[kind]
+                self._dense[name] = visible[None, None]
+        return self._dense[name]
 
 
 def eager(
@@ -99,7 +114,8 @@ def eager(
     """
     with torch.autocast(q.device.type, enabled=False):
         scores = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
-    visible = mask.dense(window)
+    gone = mask.keys - k.shape[2]
+    visible = mask.dense(window, gone)
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1)
     if mask.padding is not None:
@@ -107,7 +123,7 @@ def eager(
     weights = F.dropout(weights.to(v.dtype), p=dropout)
     if head_mask is not None:
         weights = weights * head_mask.to(weights.dtype)[:, None, None]
-    return torch.matmul(weights, v), weights
+    return torch.matmul(weights, v), F.pad(weights, (gone, 0)) if gone else weights
 
 
 def sdpa(
@@ -126,6 +142,8 @@ def sdpa(
     Returns: (B, H, T, D) and no weights: callers that want those, or a head mask, use `eager`.
     """
     padding = mask.padding
+    if mask.shared is not None:
+        return F.scaled_dot_product_attention(q, k, v, mask.dense(window), dropout, scale=scale), None
     if mask.queries == 1:  # decoding: everything seen so far, or its last `window` tokens
         if window is not None and mask.narrows(window):
             k, v = k[:, :, -window:], v[:, :, -window:]
@@ -134,7 +152,26 @@ def sdpa(
         return F.scaled_dot_product_attention(q, k, v, visible, dropout, scale=scale), None
     if padding is None and not mask.narrows(window) and mask.queries == mask.keys:
         return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale), None
-    return F.scaled_dot_product_attention(q, k, v, mask.dense(window), dropout, scale=scale), None
+    if window is not None and mask.narrows(window) and not torch.compiler.is_compiling():  # T would become a constant
+        return _by_blocks(q, k, v, mask, window, scale, dropout), None
+    visible = mask.dense(window, mask.keys - k.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, visible, dropout, scale=scale), None
+
+
+def _by_blocks(
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, window: int, scale: float, dropout: float
+) -> Tensor:
+    """Attention within a window at the window's cost: each block of queries with the keys that it can see."""
+    size = 64 if q.device.type == "cpu" else max(window, 64)  # a CPU's kernels are quick to start
+    gone, outs = mask.keys - k.shape[2], []
+    for start in range(mask.keys - mask.queries, mask.keys, size):
+        stop = min(start + size, mask.keys)
+        first = max(start - window + 1, gone)
+        part = q[:, :, start + mask.queries - mask.keys : stop + mask.queries - mask.keys]
+        keys, values = (x[:, :, first - gone : stop - gone] for x in (k, v))
+        visible = mask.block(window, start, stop, first)
+        outs.append(F.scaled_dot_product_attention(part, keys, values, visible, dropout, scale=scale))
+    return torch.cat(outs, dim=2) if len(outs) > 1 else outs[0]
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {"eager": eager, "sdpa": sdpa}

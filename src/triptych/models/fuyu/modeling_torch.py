@@ -21,6 +21,7 @@ from triptych.models.fuyu.configuration import FuyuConfig
 from triptych.models.persimmon.modeling_torch import PastKeyValues, PersimmonForCausalLM
 from triptych.outputs import CausalLMOutputWithPast
 from triptych.runtime.cache import KeyValueCache
+from triptych.runtime.preparing import last_positions
 
 Patches = Tensor | Sequence[Tensor | Sequence[Tensor] | None] | None
 
@@ -92,14 +93,19 @@ class FuyuForCausalLM(FuyuPreTrainedModel):
         """Keep activations for the backward pass again."""
         self.language_model.gradient_checkpointing_disable()
 
-    def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
-        """An empty cache of the decoder's, with room for `capacity` tokens of each row."""
-        return self.language_model.new_cache(batch_size, capacity)
+    def new_cache(self, batch_size: int, capacity: int, windowed: bool = False) -> KeyValueCache:
+        """An empty cache of the decoder's, with room for `capacity` tokens of each row. See `PreTrainedModel`."""
+        return self.language_model.new_cache(batch_size, capacity, windowed)
 
     @property
     def max_positions(self) -> int | None:
         """None: rotary positions have no last one, though models do worse past max_position_embeddings."""
         return self.language_model.max_positions
+
+    @property
+    def trained_positions(self) -> int | None:
+        """Those of the decoder."""
+        return self.language_model.trained_positions
 
     # -- forward ---------------------------------------------------------------------------------------------
 
@@ -151,13 +157,17 @@ class FuyuForCausalLM(FuyuPreTrainedModel):
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: logits (B, V) of the last position only, and the cache.
 
-        Takes `cache` (None to go without), and what `forward` takes.
+        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), and what
+        `forward` takes.
         """
         if not self.forward_is_published:
-            cache = model_inputs.pop("cache", None)
+            cache, last = model_inputs.pop("cache", None), model_inputs.pop("last", None)
+            if model_inputs.pop("last_hidden", False):
+                model_inputs["output_hidden_states"] = True
             model_inputs |= {"past_key_values": cache, "use_cache": cache is not None, "return_dict": True}
             out = self(input_ids, **model_inputs)
-            return NextToken(out.logits[:, -1].float(), out.past_key_values, out.hidden_states, out.attentions)
+            logits = last_positions(out.logits, last)
+            return NextToken(logits.float(), out.past_key_values, out.hidden_states, out.attentions)
         embeds = self._embedded(
             input_ids,
             model_inputs.pop("inputs_embeds", None),

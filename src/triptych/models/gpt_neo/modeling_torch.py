@@ -24,9 +24,10 @@ from triptych.inputs_torch import (
     shape_of_inputs,
     sum_of_embeddings,
 )
-from triptych.losses_torch import last_token, next_token_loss, sequence_loss, span_loss, token_loss
+from triptych.losses_torch import last_token, logits_and_loss, sequence_loss, span_loss, token_loss
 from triptych.modeling_torch import NextToken, PreTrainedModel, kept_after_pruning, selected
 from triptych.models.gpt_neo.configuration import GPTNeoConfig
+from triptych.models.gpt_neo.step_torch import GPTNeoStep
 from triptych.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -36,6 +37,7 @@ from triptych.outputs import (
 )
 from triptych.runtime.attention import AttentionMask, attend, merge_heads, split_heads
 from triptych.runtime.cache import KeyValueCache, LayerCache, open_layers
+from triptych.runtime.preparing import last_positions, step_of, without_flags
 
 PastKeyValues = Sequence[tuple[Tensor, Tensor]] | None
 
@@ -166,6 +168,12 @@ class GPTNeoPreTrainedModel(PreTrainedModel):
     # causal masks, which old checkpoints hold as buffers
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"h\.\d+\.attn\.(attention\.)?(masked_)?bias"]
 
+    @property
+    def layer_windows(self) -> list[int | None]:
+        """How many tokens each layer sees: `config.window_size` in local ones, else None for all."""
+        config = self.config
+        return [config.window_size if kind == "local" else None for kind in config.attention_layers]
+
 
 class GPTNeoModel(GPTNeoPreTrainedModel):
     """The bare decoder: token and position embeddings, blocks, final norm (specification page GPTNeoModel)."""
@@ -231,22 +239,8 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
         layers = open_layers(past_key_values, config.num_layers) if use_cache or past_key_values is not None else None
         past = layers[0].length if layers else 0
         head_masks = per_layer_head_mask(head_mask, config.num_layers, config.num_heads)
-        shape, device = shape_of_inputs(input_ids, inputs_embeds)
-        batch, length = math.prod(shape[:-1]), shape[-1]
-        mask = AttentionMask.of(attention_mask, batch, length, past, device)
-        if position_ids is None:
-            check_length(past + length, config.max_position_embeddings, past)
-            position_ids = counted_positions(attention_mask, past, length, device)
-        x = sum_of_embeddings(
-            self.wte,
-            self.wpe,
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            batch=batch,
-            length=length,
-        )
+        shape, _ = shape_of_inputs(input_ids, inputs_embeds)
+        x, mask = self.enter(past, input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids)
         x = self.drop(x)  # (B, T, C)
 
         hidden_states, attentions = [], []
@@ -270,6 +264,34 @@ class GPTNeoModel(GPTNeoPreTrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def enter(
+        self,
+        past: int,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> tuple[Tensor, AttentionMask]:
+        """What the first block is given: vectors (B, T, C) of the new tokens behind `past` others, and the mask."""
+        shape, device = shape_of_inputs(input_ids, inputs_embeds)
+        batch, length = math.prod(shape[:-1]), shape[-1]
+        mask = AttentionMask.of(attention_mask, batch, length, past, device)
+        if position_ids is None:
+            check_length(past + length, self.config.max_position_embeddings, past)
+            position_ids = counted_positions(attention_mask, past, length, device)
+        x = sum_of_embeddings(
+            self.wte,
+            self.wpe,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            batch=batch,
+            length=length,
+        )
+        return x, mask
 
 
 def _run_again(
@@ -339,9 +361,9 @@ class GPTNeoForCausalLM(GPTNeoPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.lm_head(base.last_hidden_state)  # (B, T, V)
+        logits, loss = logits_and_loss(self.lm_head, base.last_hidden_state, labels)  # (B, T, V), ()
         output = CausalLMOutputWithCrossAttentions(
-            loss=next_token_loss(logits, labels) if labels is not None else None,
+            loss=loss,
             logits=logits,
             past_key_values=base.past_key_values,
             hidden_states=base.hidden_states,
@@ -352,17 +374,32 @@ class GPTNeoForCausalLM(GPTNeoPreTrainedModel):
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: logits (B, V) of the last position only, and the cache.
 
-        Takes `cache` (None to go without), and what `GPTNeoModel.forward` takes.
+        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), `last_hidden`
+        (True for the last hidden state, as the last of hidden_states), and what `GPTNeoModel.forward` takes.
         """
         cache = model_inputs.pop("cache", None)
+        last, last_hidden = model_inputs.pop("last", None), model_inputs.pop("last_hidden", False)
+        step = self._step(input_ids, cache, model_inputs)
+        if step is not None:
+            layers = open_layers(cache, self.config.num_layers)
+            x, mask = self.transformer.enter(layers[0].length, input_ids, **without_flags(model_inputs))
+            logits, x = step(x, mask, layers, last)
+            return NextToken(logits, KeyValueCache.of_layers(layers), (x,) if last_hidden else None, None)
+        if last_hidden:
+            model_inputs["output_hidden_states"] = True
         model_inputs |= {"past_key_values": cache, "use_cache": cache is not None, "return_dict": True}
         if self.forward_is_published:
             out = self.transformer(input_ids, **model_inputs)
-            logits = self.lm_head(out.last_hidden_state[:, -1])  # (B, V)
+            logits = self.lm_head(last_positions(out.last_hidden_state, last))
         else:
             out = self(input_ids, **model_inputs)
-            logits = out.logits[:, -1]
+            logits = last_positions(out.logits, last)
         return NextToken(logits.float(), out.past_key_values, out.hidden_states, out.attentions)
+
+    def _step(self, input_ids: Tensor | None, cache: Any, inputs: Mapping[str, Any]) -> GPTNeoStep | None:
+        if cache is None or input_ids is None or input_ids.dim() != 2 or not self.forward_is_published:
+            return None
+        return step_of(self, GPTNeoStep, input_ids.shape[1], inputs)
 
 
 class GPTNeoForSequenceClassification(GPTNeoPreTrainedModel):

@@ -26,16 +26,26 @@ from triptych.inputs_torch import (
     shape_of_inputs,
     sum_of_embeddings,
 )
-from triptych.losses_torch import choice_loss, last_token, next_token_loss, sequence_loss
-from triptych.modeling_torch import NextToken, PreTrainedModel, kept_after_pruning, register_output, selected
+from triptych.losses_torch import choice_loss, last_token, logits_and_loss, sequence_loss
+from triptych.modeling_torch import (
+    NextToken,
+    PreTrainedModel,
+    kept_after_pruning,
+    register_output,
+    selected,
+)
 from triptych.models.openai_gpt.configuration import OpenAIGPTConfig
+from triptych.models.openai_gpt.step_torch import OpenAIGPTStep
 from triptych.outputs import BaseModelOutput, CausalLMOutput, ModelOutput, SequenceClassifierOutput
 from triptych.runtime.attention import AttentionMask, attend, merge_heads, split_heads
 from triptych.runtime.cache import KeyValueCache, LayerCache, open_layers
+from triptych.runtime.preparing import last_positions, step_of, without_flags
 
 
 class Conv1D(nn.Module):
     """A linear layer whose weight is (in, out), as the published files have it."""
+
+    weight_is_transposed: ClassVar[bool] = True
 
     def __init__(self, out_features: int, in_features: int) -> None:
         super().__init__()
@@ -243,24 +253,10 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         config = self.config
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        shape, device = shape_of_inputs(input_ids, inputs_embeds)
-        batch, length = math.prod(shape[:-1]), shape[-1]
-        past = layers[0].length if layers else 0
-        check_length(past + length, config.n_positions, past)
+        shape, _ = shape_of_inputs(input_ids, inputs_embeds)
         head_masks = per_layer_head_mask(head_mask, config.n_layer, config.n_head)
-        mask = AttentionMask.of(attention_mask, batch, length, past, device)
-        if position_ids is None:
-            position_ids = counted_positions(attention_mask, past, length, device)
-        x = sum_of_embeddings(
-            self.tokens_embed,
-            self.positions_embed,
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            batch=batch,
-            length=length,
-        )
+        past = layers[0].length if layers else 0
+        x, mask = self.enter(past, input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids)
         x = self.drop(x)  # (B, T, C)
 
         recompute = self.gradient_checkpointing if self.training and torch.is_grad_enabled() and not layers else None
@@ -281,6 +277,34 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
+
+    def enter(
+        self,
+        past: int,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> tuple[Tensor, AttentionMask]:
+        """What the first block is given: vectors (B, T, C) of the new tokens behind `past` others, and the mask."""
+        shape, device = shape_of_inputs(input_ids, inputs_embeds)
+        batch, length = math.prod(shape[:-1]), shape[-1]
+        mask = AttentionMask.of(attention_mask, batch, length, past, device)
+        if position_ids is None:
+            check_length(past + length, self.config.n_positions, past)
+            position_ids = counted_positions(attention_mask, past, length, device)
+        x = sum_of_embeddings(
+            self.tokens_embed,
+            self.positions_embed,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            batch=batch,
+            length=length,
+        )
+        return x, mask
 
 
 def _as_rows(values: Tensor | None) -> Tensor | None:
@@ -338,9 +362,9 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.lm_head(base.last_hidden_state)  # (B, T, V)
+        logits, loss = logits_and_loss(self.lm_head, base.last_hidden_state, labels)  # (B, T, V), ()
         output = CausalLMOutput(
-            loss=next_token_loss(logits, labels) if labels is not None else None,
+            loss=loss,
             logits=logits,
             hidden_states=base.hidden_states,
             attentions=base.attentions,
@@ -355,15 +379,25 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: logits (B, V) of the last position only, and the cache.
 
-        Takes `cache` (None to go without), and what `OpenAIGPTModel.forward` takes.
+        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), `last_hidden`
+        (True for the last hidden state, as the last of hidden_states), and what `OpenAIGPTModel.forward` takes.
         """
         cache = model_inputs.pop("cache", None)
+        last, last_hidden = model_inputs.pop("last", None), model_inputs.pop("last_hidden", False)
         if not self.forward_is_published:
             out = self(input_ids, return_dict=True, **model_inputs)
-            return NextToken(out.logits[:, -1].float(), None, out.hidden_states, out.attentions)
+            return NextToken(last_positions(out.logits, last).float(), None, out.hidden_states, out.attentions)
         layers = open_layers(cache, self.config.n_layer) if cache is not None else None
+        if layers is not None and input_ids is not None and input_ids.dim() == 2:
+            step = step_of(self, OpenAIGPTStep, input_ids.shape[1], model_inputs)
+            if step is not None:
+                x, mask = self.transformer.enter(layers[0].length, input_ids, **without_flags(model_inputs))
+                logits, x = step(x, mask, layers, last)
+                return NextToken(logits, KeyValueCache.of_layers(layers), (x,) if last_hidden else None, None)
+        if last_hidden:
+            model_inputs["output_hidden_states"] = True
         base = self.transformer.continue_from(layers, input_ids, **model_inputs)
-        logits = self.lm_head(base.last_hidden_state[:, -1])  # (B, V)
+        logits = self.lm_head(last_positions(base.last_hidden_state, last))
         seen = KeyValueCache.of_layers(layers) if layers is not None else None
         return NextToken(logits.float(), seen, base.hidden_states, base.attentions)
 
@@ -488,7 +522,7 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
             return_dict=True,
         )
         x = base.last_hidden_state  # (B, choices, T, C)
-        logits = self.lm_head(x)  # (B, choices, T, V)
+        logits, loss = logits_and_loss(self.lm_head, x, labels)  # (B, choices, T, V), ()
         texts = x.reshape(-1, *x.shape[-2:])  # (B * choices, T, C)
         places = mc_token_ids.flatten() if mc_token_ids is not None else None
         scores = self.multiple_choice_head(texts, _as_rows(attention_mask), places)  # (B * choices, 1 or C)
@@ -497,7 +531,7 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
         if mc_labels is not None:
             mc_loss = choice_loss(mc_logits.reshape(-1, mc_logits.shape[-1]), mc_labels)
         output = OpenAIGPTDoubleHeadsModelOutput(
-            loss=next_token_loss(logits, labels) if labels is not None else None,
+            loss=loss,
             mc_loss=mc_loss,
             logits=logits,
             mc_logits=mc_logits,

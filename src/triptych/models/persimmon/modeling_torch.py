@@ -9,7 +9,7 @@ V vocabulary.
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from triptych.activations_torch import Activation
 from triptych.configuration import PretrainedConfig
 from triptych.inputs_torch import check_positions_shape, check_token_ids, counted_positions, shape_of_inputs
-from triptych.losses_torch import next_token_loss
+from triptych.losses_torch import logits_and_loss
 from triptych.modeling_torch import NextToken, PreTrainedModel
 from triptych.models.persimmon.configuration import PersimmonConfig
+from triptych.models.persimmon.step_torch import PersimmonStep
 from triptych.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from triptych.runtime.attention import AttentionMask, attend, merge_heads
 from triptych.runtime.cache import KeyValueCache, LayerCache, open_layers
+from triptych.runtime.preparing import last_positions, step_of, without_flags
 
 PastKeyValues = Sequence[tuple[Tensor, Tensor]] | None
 
@@ -173,6 +175,12 @@ class PersimmonPreTrainedModel(PreTrainedModel):
         """None: rotary positions have no last one, though models do worse past max_position_embeddings."""
         return None
 
+    @property
+    def trained_positions(self) -> int | None:
+        """max_position_embeddings, or as many times that as `rope_scaling` stretches them."""
+        scaling = self.config.rope_scaling
+        return int(self.config.max_position_embeddings * (scaling["factor"] if scaling else 1))
+
 
 class PersimmonModel(PersimmonPreTrainedModel):
     """The bare decoder: token embeddings, layers, final norm."""
@@ -235,20 +243,7 @@ class PersimmonModel(PersimmonPreTrainedModel):
         many = config.num_hidden_layers
         layers = open_layers(past_key_values, many) if use_cache or past_key_values is not None else None
         past = layers[0].length if layers else 0
-        shape, device = shape_of_inputs(input_ids, inputs_embeds)
-        if len(shape) != 2:
-            raise ValueError(f"The input must have shape (batch, length); got {tuple(shape)}. Add the batch axis.")
-        batch, length = shape
-        mask = AttentionMask.of(attention_mask, batch, length, past, device)
-        if inputs_embeds is None and input_ids is not None:
-            check_token_ids(input_ids, self.embed_tokens.num_embeddings)
-            inputs_embeds = self.embed_tokens(input_ids)
-        x: Tensor = inputs_embeds  # type: ignore[assignment]  # (B, T, C)
-        if x.shape[-1] != config.hidden_size:
-            raise ValueError(f"inputs_embeds must be {config.hidden_size} wide, as the model is; got {x.shape[-1]}.")
-        position_ids = self._positions(position_ids, attention_mask, batch, length, past, x)
-        is_token = None if mask.padding is None else mask.padding[:, past:].to(x.device)
-        rotate = rotation(config, position_ids, is_token, x.dtype)
+        x, mask, rotate = self.enter(past, input_ids, inputs_embeds, attention_mask, position_ids)
 
         hidden_states, attentions = [], []
         for index, layer in enumerate(self.layers):
@@ -270,6 +265,31 @@ class PersimmonModel(PersimmonPreTrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def enter(
+        self,
+        past: int,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> tuple[Tensor, AttentionMask, Rotation]:
+        """What the first layer is given: vectors (B, T, C) of the new tokens behind `past` others, mask and angles."""
+        config = self.config
+        shape, device = shape_of_inputs(input_ids, inputs_embeds)
+        if len(shape) != 2:
+            raise ValueError(f"The input must have shape (batch, length); got {tuple(shape)}. Add the batch axis.")
+        batch, length = shape
+        mask = AttentionMask.of(attention_mask, batch, length, past, device)
+        if inputs_embeds is None and input_ids is not None:
+            check_token_ids(input_ids, self.embed_tokens.num_embeddings)
+            inputs_embeds = self.embed_tokens(input_ids)
+        x: Tensor = inputs_embeds  # type: ignore[assignment]  # (B, T, C)
+        if x.shape[-1] != config.hidden_size:
+            raise ValueError(f"inputs_embeds must be {config.hidden_size} wide, as the model is; got {x.shape[-1]}.")
+        position_ids = self._positions(position_ids, attention_mask, batch, length, past, x)
+        is_token = None if mask.padding is None else mask.padding[:, past:].to(x.device)
+        return x, mask, rotation(config, position_ids, is_token, x.dtype)
 
     def _positions(
         self, given: Tensor | None, attention_mask: Tensor | None, batch: int, length: int, past: int, x: Tensor
@@ -348,9 +368,9 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.lm_head(base.last_hidden_state)  # (B, T, V)
+        logits, loss = logits_and_loss(self.lm_head, base.last_hidden_state, labels)  # (B, T, V), ()
         output = CausalLMOutputWithPast(
-            loss=next_token_loss(logits, labels) if labels is not None else None,
+            loss=loss,
             logits=logits,
             past_key_values=base.past_key_values,
             hidden_states=base.hidden_states,
@@ -361,14 +381,30 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: logits (B, V) of the last position only, and the cache.
 
-        Takes `cache` (None to go without), and what `PersimmonModel.forward` takes.
+        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), `last_hidden`
+        (True for the last hidden state, as the last of hidden_states), and what `PersimmonModel.forward` takes.
         """
         cache = model_inputs.pop("cache", None)
+        last, last_hidden = model_inputs.pop("last", None), model_inputs.pop("last_hidden", False)
+        step = self._step(input_ids, cache, model_inputs)
+        if step is not None:
+            layers = open_layers(cache, self.config.num_hidden_layers)
+            x, mask, rotate = self.model.enter(layers[0].length, input_ids, **without_flags(model_inputs))
+            logits, x = step(x, mask, rotate, layers, last)
+            return NextToken(logits, KeyValueCache.of_layers(layers), (x,) if last_hidden else None, None)
+        if last_hidden:
+            model_inputs["output_hidden_states"] = True
         model_inputs |= {"past_key_values": cache, "use_cache": cache is not None, "return_dict": True}
         if self.forward_is_published:
             out = self.model(input_ids, **model_inputs)
-            logits = self.lm_head(out.last_hidden_state[:, -1])  # (B, V)
+            logits = self.lm_head(last_positions(out.last_hidden_state, last))
         else:
             out = self(input_ids, **model_inputs)
-            logits = out.logits[:, -1]
+            logits = last_positions(out.logits, last)
         return NextToken(logits.float(), out.past_key_values, out.hidden_states, out.attentions)
+
+    def _step(self, input_ids: Tensor | None, cache: Any, inputs: Mapping[str, Any]) -> PersimmonStep | None:
+        given = inputs.get("inputs_embeds") if input_ids is None else input_ids
+        if cache is None or given is None or given.dim() < 2 or not self.forward_is_published:
+            return None
+        return step_of(self, PersimmonStep, given.shape[1], inputs)

@@ -1,0 +1,155 @@
+"""A model prepared for decoding: its weights fused and packed once, and the step that uses them.
+
+The first decoding step prepares the model, and later ones use what it made for as long as the model is what it was. A
+step asks that of every module and parameter, which costs some tens of microseconds. A weight that was changed in
+place, replaced, moved or resized, a module put in another's place, a hook, and training all end it. The one change
+that PyTorch does not record is writing through `.data`: call `model.prepare_decoding()` after it.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from triptych.activations_torch import Activation
+from triptych.runtime.packing import available_memory
+from triptych.runtime.quantization import Int8Linear
+
+if TYPE_CHECKING:
+    from triptych.modeling_torch import PreTrainedModel
+
+Step = TypeVar("Step")
+_SHARE = 4  # a copy of the weights may take one part in four of the memory that is free
+_FEW = 16  # new tokens of a row that the packed weights are still quicker for
+_preparing = Lock()  # so that two threads do not pack the same model at once
+_FORWARD_ONLY = ("head_mask", "output_attentions", "output_hidden_states")
+
+
+class Seal:
+    """What a model was when it was prepared; `holds` says whether it still is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [
+            (parent._modules, name, child)
+            for parent in model.modules()
+            for name, child in parent._modules.items()
+            if child is not None
+        ]
+        self._tensors = [
+            (module._parameters, name, value, value._version, value.data_ptr())
+            for module in model.modules()
+            for name, value in module._parameters.items()
+            if value is not None
+        ]
+
+    def holds(self) -> bool:
+        """Whether all modules and parameters are the same objects, unchanged and unwatched."""
+        for siblings, name, child in self._modules:
+            if siblings.get(name) is not child or child._forward_hooks or child._forward_pre_hooks:
+                return False
+            if child.training or "forward" in child.__dict__:
+                return False
+        return all(
+            siblings.get(name) is value and value._version == version and value.data_ptr() == place
+            for siblings, name, value, version, place in self._tensors
+        )
+
+
+class Prepared(Generic[Step]):
+    """A step and the seal of the model it was made from. Copies and pickles of the model leave it behind."""
+
+    def __init__(self, step: Step | None, seal: Seal) -> None:
+        self.step, self.seal = step, seal
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(None), ())
+
+
+def step_of(
+    model: "PreTrainedModel", make: Callable[[Any], Step], new_tokens: int, inputs: Mapping[str, Any]
+) -> Step | None:
+    """The prepared step of a model, made by `make(model)` where there is none yet; None where `forward` must do it.
+
+    That is for longer prompts, for all inputs that only `forward` knows, and for models that are not just published
+    modules with float32 or int8 weights on the CPU, or whose copy would take too much of the free memory.
+    """
+    config = model.config
+    if new_tokens > _FEW or model.prepares_decoding is False:
+        return None
+    if (
+        any(inputs.get(name) for name in _FORWARD_ONLY[1:])
+        or inputs.get("head_mask") is not None
+        or config.output_attentions
+        or config.output_hidden_states
+    ):
+        return None
+    if model.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return None
+    prepared: Prepared[Step] | None = model._prepared
+    if prepared is None or not prepared.seal.holds():
+        with _preparing:
+            prepared = model._prepared = _prepare(model, make)
+    return prepared.step if prepared else None
+
+
+def _prepare(model: "PreTrainedModel", make: Callable[[Any], Step]) -> Prepared[Step] | None:
+    model._prepared = None  # free the old weights before the new ones are made
+    if not _can_be_packed(model):
+        return None
+    seal = Seal(model)
+    if not seal.holds():
+        return None
+    try:
+        with torch.inference_mode(False):
+            return Prepared(make(model) if _fits(model) else None, seal)
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        warnings.warn(f"The weights could not be packed, so decoding is slower: {error}", stacklevel=6)
+        return Prepared(None, seal)
+
+
+def _can_be_packed(model: nn.Module) -> bool:
+    """Whether all modules are this package's or PyTorch's own, with ordinary float32 weights on the CPU."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        return False
+    ordinary = all(
+        type(value) is nn.Parameter
+        and value.dtype == torch.float32
+        and value.device.type == "cpu"
+        and not value.is_inference()
+        for value in model.parameters()
+    )
+    return ordinary and all(
+        type(module).__module__.startswith("triptych.") or type(module) in _KNOWN_LAYERS for module in model.modules()
+    )
+
+
+_KNOWN_LAYERS = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.ModuleList, Activation)
+
+
+def _fits(model: "PreTrainedModel") -> bool:
+    if model.prepares_decoding:
+        return True
+    free = available_memory()
+    copied = sum(value.nbytes for value in model.parameters() if value.dim() == 2)
+    return free is None or copied * _SHARE <= free or any(isinstance(each, Int8Linear) for each in model.modules())
+
+
+def row_heads(fused: Tensor, heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B, H, T, D) of the new tokens, from rows (B, T, 3 * H * D) of all three."""
+    q, k, v = fused.view(*fused.shape[:2], 3, heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+def last_positions(x: Tensor, last: int | None) -> Tensor:
+    """The last position of (B, T, …), as (B, …); or the last `last` of them, as (B, last, …)."""
+    return x[:, -1] if last is None else x[:, -last:]
+
+
+def without_flags(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's inputs without those that only `forward` knows, all of which say no where there is a step."""
+    return {name: value for name, value in inputs.items() if name not in _FORWARD_ONLY}
