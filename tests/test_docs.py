@@ -18,10 +18,19 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
         "docs/flax.md",
         "docs/fuyu.md",
         "docs/grammars.md",
+        "docs/tensorflow.md",
         "docs/watermarks.md",
     ],
 )
+)
+
+
+@pytest.mark.filterwarnings("ignore:Not all weights:triptych.errors.LoadingWarning")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras reads weights so
+@pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, capsys):
+    if page in NEEDS:
+        pytest.importorskip(NEEDS[page])
     blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     assert blocks
     names: dict[str, object] = {}
