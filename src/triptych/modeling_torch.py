@@ -21,6 +21,13 @@ from triptych.generation.configuration import GenerationConfig
 from triptych.generation.transitions_torch import transition_scores
 from triptych.runtime.attention import check_implementation
 from triptych.runtime.cache import KeyValueCache
+from triptych.runtime.quantization import (
+    Int8Linear,
+    check_quantization,
+    dequantize_layers,
+    quantize_layers,
+    quantized_layers,
+)
 
 _OutputClass = TypeVar("_OutputClass", bound=type[outputs.ModelOutput])
 
@@ -217,14 +224,18 @@ class PreTrainedModel(nn.Module):
         excluded = (
             {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
         )
-        return sum(
+        tied: nn.Module | None = self.get_output_embeddings() if self.config.tie_word_embeddings else None
+        of_8_bits = [layer for layer in quantized_layers(self) if layer is not tied and not only_trainable]
+        quantized = sum(layer.numel for layer in of_8_bits)
+        return int(quantized) + sum(
             p.numel() for p in self.parameters() if id(p) not in excluded and (p.requires_grad or not only_trainable)
         )
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of the parameters, and of the buffers."""
         tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        size: int = sum(t.nbytes for t in tensors) + sum(layer.nbytes for layer in quantized_layers(self))
+        return size
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.use_return_dict if return_dict is None else return_dict
@@ -250,7 +261,7 @@ class PreTrainedModel(nn.Module):
     def tie_weights(self) -> None:
         """Let the output embedding be the input embedding, where the configuration ties them."""
         head = self.get_output_embeddings()
-        if head is not None and self.config.tie_word_embeddings:
+        if head is not None and self.config.tie_word_embeddings and not isinstance(head, Int8Linear):
             head.weight = self.get_input_embeddings().weight
             head.out_features = head.weight.shape[0]
 
@@ -265,6 +276,7 @@ class PreTrainedModel(nn.Module):
         Returns: the input embedding, weight (new_num_tokens, C).
         Raises: ValueError unless both arguments are positive ints where given.
         """
+        self._refuse_quantized("be resized")
         new_num_tokens = _positive("new_num_tokens", new_num_tokens)
         pad_to_multiple_of = _positive("pad_to_multiple_of", pad_to_multiple_of)
         embedding = self.get_input_embeddings()
@@ -290,6 +302,7 @@ class PreTrainedModel(nn.Module):
 
         Raises: ValueError when a layer or head does not exist, or a layer would be left without heads.
         """
+        self._refuse_quantized("lose heads")
         pruned = {layer: set(heads) for layer, heads in self.config.pruned_heads.items()}
         for layer, heads in heads_to_prune.items():
             pruned[int(layer)] = pruned.get(int(layer), set()) | set(heads)
@@ -344,6 +357,47 @@ class PreTrainedModel(nn.Module):
         if self._input_grad_hook is not None:
             self._input_grad_hook.remove()
             self._input_grad_hook = None
+
+    # -- quantisation ----------------------------------------------------------------------------------------
+
+    @property
+    def quantization(self) -> str | None:
+        """How the weights are held: "int8", or None for floats."""
+        return "int8" if quantized_layers(self) else None
+
+    def quantize(self, kind: str = "int8") -> Self:
+        """Hold the matrices of the blocks and of the head in 8 bits: less memory, faster decoding, on a CPU.
+
+        The float matrices are let go of. Embeddings, norms and biases stay as they are, and nothing is trained any
+        more. `state_dict` and `save_pretrained` give float weights, those that the 8 bits stand for.
+
+        Raises: ValueError for another `kind`, a model that is not on the CPU, or a processor without such kernels.
+        """
+        check_quantization(kind)
+        places = {value.device.type for value in self.parameters()}
+        if places != {"cpu"}:
+            raise ValueError(f"quantization='int8' is for models on the CPU; this one is on {', '.join(places)}.")
+        self._prepared = None
+        quantize_layers(self, self._no_split_modules, self.get_output_embeddings())
+        return self.requires_grad_(False)
+
+    def dequantize(self) -> Self:
+        """Hold all matrices as float32 again, with the values that their 8 bits stand for. Training works again.
+
+        A tied head is the token embedding again, which was never rounded.
+        """
+        dequantize_layers(self)
+        self.tie_weights()
+        return self.requires_grad_(True)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for layer in quantized_layers(self)[:1]:
+            layer.check_place(fn)  # before anything is moved
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _refuse_quantized(self, what: str) -> None:
+        if self.quantization:
+            raise ValueError(f"A model with weights of 8 bits cannot {what}. Call model.dequantize() first.")
 
     # -- generation ------------------------------------------------------------------------------------------
 

@@ -32,17 +32,17 @@ from triptych.errors import LoadingWarning
 from triptych.files import read_json
 from triptych.generation.configuration import GenerationConfig
 from triptych.hub import HubOptions, StrPath, pop_options, resolve_file
+from triptych.runtime.quantization import check_quantization
 
 if TYPE_CHECKING:
     from triptych.modeling_torch import PreTrainedModel
 
-_QUANTISED = "Quantised loading is not supported. Load with torch_dtype=torch.float16 or torch.bfloat16 instead."
+_QUANTISED = "Pass quantization='int8' instead, which is what there is."
 _CONVERT = "TensorFlow and Flax weights cannot be loaded into a PyTorch model yet. Convert them to model.safetensors."
 _NAMELESS = "A folder or hub name is needed unless both config and state_dict are given; got None."
 _REFUSED = {
     "from_tf": _CONVERT,
     "from_flax": _CONVERT,
-    "load_in_8bit": _QUANTISED,
     "load_in_4bit": _QUANTISED,
     "quantization_config": _QUANTISED,
 }
@@ -65,6 +65,8 @@ class LoadOptions:
     output_loading_info: bool = False
     attn_implementation: str | None = None
     use_flash_attention_2: bool = False
+    quantization: str | None = None
+    load_in_8bit: bool = False
     state_dict: Mapping[str, Tensor] | None = None
     _fast_init: bool = True
 
@@ -78,6 +80,9 @@ class LoadOptions:
             if kwargs.pop(name, None):
                 raise ValueError(f"{name} was given. {reason}")
         options = cls(**{option.name: kwargs.pop(option.name) for option in fields(cls) if option.name in kwargs})
+        if options.load_in_8bit and options.quantization is None:
+            options.quantization = "int8"
+        check_quantization(options.quantization)
         if options.use_flash_attention_2 and options.attn_implementation is None:
             options.attn_implementation = "flash_attention_2"
         return options
@@ -95,8 +100,9 @@ def load_pretrained(
     Where files come from: `cache_dir`, `force_download`, `local_files_only`, `token`, `revision`, `subfolder`,
     `variant`, `use_safetensors` (None: safetensors first, then .bin; True or False: that one only).
     What is made of them: `config` (an object, or where to read it), `torch_dtype` (None: float32; "auto": as
-    published; a dtype or its name), `attn_implementation`, `ignore_mismatched_sizes`, `state_dict` (used in place of
-    the files), `output_loading_info`. Other keyword arguments replace fields of the configuration that is read.
+    published; a dtype or its name), `attn_implementation`, `quantization` ("int8": see `PreTrainedModel.quantize`;
+    `load_in_8bit=True` means the same), `ignore_mismatched_sizes`, `state_dict` (used in place of the files),
+    `output_loading_info`. Other keyword arguments replace fields of the configuration that is read.
     Where it goes: `low_cpu_mem_usage` (True: weights stay memory-mapped, so the files must stay as they are while
     the model lives, unless they are replaced by renaming as `save_pretrained` does), `device_map`, `max_memory`,
     `offload_folder`. `resume_download`, `proxies`, `mirror`, `trust_remote_code`, `offload_state_dict`,
@@ -119,11 +125,14 @@ def load_pretrained(
         if not options.ignore_mismatched_sizes:
             refuse_mismatched(found.mismatched, source.source)
         placement = plan(model, options.device_map, options.max_memory, options.offload_folder)
-        assign(model, source, found.stored_name, placement, mapped=bool(options.low_cpu_mem_usage))
+        mapped = bool(options.low_cpu_mem_usage) or options.quantization is not None  # floats are read once, and go
+        assign(model, source, found.stored_name, placement, mapped=mapped)
     initialise(model, found.to_initialise, placement)
     materialise_rest(model, placement)
     model.tie_weights()
     model.eval()
+    if options.quantization is not None:
+        _quantize(model, options)
     _remember_origin(model, name_or_folder, hub)
     if options.device_map is not None:
         placement.dispatch(model)
@@ -251,6 +260,14 @@ def _floating(name: str | None) -> torch.dtype | None:
     dtype = getattr(torch, name, None) if name else None
     is_one = isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1
     return dtype if is_one else None
+
+
+def _quantize(model: "PreTrainedModel", options: LoadOptions) -> None:
+    """Quantise a model whose float weights may still lie in the files; what stays float leaves those, if it should."""
+    model.quantize(str(options.quantization))
+    if not options.low_cpu_mem_usage:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
 
 
 def _remember_origin(model: "PreTrainedModel", name_or_folder: StrPath | None, hub: HubOptions) -> None:

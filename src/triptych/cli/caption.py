@@ -33,6 +33,9 @@ def caption(
     seed: Annotated[int, typer.Option(help="The same seed writes the same text, at a temperature above 0.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes a GPU when there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for that of the files.")] = "float32",
+    quantization: Annotated[
+        str | None, typer.Option("--quantization", help="int8: a quarter of the memory and faster, on a CPU.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead, at the end.")] = False,
 ) -> None:
     """Describe pictures, or answer a question about each of them."""
@@ -45,7 +48,7 @@ def caption(
     import torch  # after the arguments are known to be right: help and mistakes are quick
 
     torch.manual_seed(seed)
-    looker = pictures.Looker(model, device, dtype)
+    looker = pictures.Looker(model, device, dtype, quantization)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
         options["temperature"] = temperature

@@ -64,6 +64,9 @@ def generate(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes a GPU when there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for that of the files.")] = "float32",
+    quantization: Annotated[
+        str | None, typer.Option("--quantization", help="int8: a quarter of the memory and faster, on a CPU.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead, at the end.")] = False,
 ) -> None:
     """Continue a prompt with a language model, printed as it is written."""
@@ -85,14 +88,16 @@ def generate(
 
     from triptych import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
-    place = device_named(device)
+    place = device_named(device, quantization)
     tokenizer = AutoTokenizer.from_pretrained(model)
     inputs = tokenizer(text, return_tensors="pt").to(place)
     length = inputs.input_ids.shape[1]
     if length == 0:
         raise typer.BadParameter("The prompt is empty. Give at least one character.")
     with errors_in_flags():
-        network = AutoModelForCausalLM.from_pretrained(model, torch_dtype=dtype, low_cpu_mem_usage=True).to(place)
+        network = AutoModelForCausalLM.from_pretrained(
+            model, torch_dtype=dtype, low_cpu_mem_usage=True, quantization=quantization
+        ).to(place)
     if seed is None:
         seed = torch.seed() % 2**32
     torch.manual_seed(seed)

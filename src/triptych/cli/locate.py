@@ -34,6 +34,9 @@ def locate(
     ] = 100,
     device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes a GPU when there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for that of the files.")] = "float32",
+    quantization: Annotated[
+        str | None, typer.Option("--quantization", help="int8: a quarter of the memory and faster, on a CPU.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead, at the end.")] = False,
 ) -> None:
     """Find a thing in pictures: a line for each box, in pixels from the top left."""
@@ -47,7 +50,7 @@ def locate(
 
     from triptych.models.fuyu.coordinates import places
 
-    looker = pictures.Looker(model, device, dtype)
+    looker = pictures.Looker(model, device, dtype, quantization)
     facts = []
     for picture, target in zip(found, targets, strict=True):
         question = prompt.replace("{}", what).rstrip("\n") + "\n"

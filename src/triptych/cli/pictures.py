@@ -60,18 +60,20 @@ def read_pictures(names: Sequence[str]) -> list[Picture]:
 class Looker:
     """A Fuyu and its processor, ready to be asked about pictures."""
 
-    def __init__(self, model: str, device: str, dtype: str) -> None:
+    def __init__(self, model: str, device: str, dtype: str, quantization: str | None = None) -> None:
         from triptych import AutoConfig, FuyuConfig, FuyuForCausalLM, FuyuProcessor
         from triptych.cli.device import device_named
 
-        place = device_named(device)
+        place = device_named(device, quantization)
         family = AutoConfig.from_pretrained(model).model_type
         if family != FuyuConfig.model_type:
             raise typer.BadParameter(
                 f"--model must be a Fuyu, which reads pictures; {model} is of the family {family!r}."
             )
         self.processor: FuyuProcessor = FuyuProcessor.from_pretrained(model)
-        network: FuyuForCausalLM = FuyuForCausalLM.from_pretrained(model, torch_dtype=dtype, low_cpu_mem_usage=True)
+        network: FuyuForCausalLM = FuyuForCausalLM.from_pretrained(
+            model, torch_dtype=dtype, low_cpu_mem_usage=True, quantization=quantization
+        )
         self.network = network.to(place)
 
     def ask(

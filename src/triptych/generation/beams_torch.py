@@ -33,6 +33,11 @@ class Candidates(NamedTuple):
         """Those named by `order` (B, …), in that order."""
         return Candidates(*(value.gather(1, order) for value in self))
 
+    @classmethod
+    def joined(cls, groups: "list[Candidates]") -> "Candidates":
+        """Those of all groups, one after the other."""
+        return cls(*(torch.cat(values, dim=1) for values in zip(*groups, strict=True)))
+
 
 class Search:
     """The open texts of a beam search: K for each prompt, in groups of G beams that search apart."""
@@ -44,9 +49,7 @@ class Search:
         self.prompts = len(run.prompt) // self.beams  # B
         self.ids = run.prompt
         self.ends = torch.tensor(as_ids(options.eos_token_id), dtype=torch.long)
-        self.pad = (
-            options.pad_token_id if options.pad_token_id is not None else (as_ids(options.eos_token_id) or (0,))[0]
-        )
+        self.pad = (*as_ids(options.pad_token_id), *as_ids(options.eos_token_id), 0)[0]
         self.totals = torch.zeros((self.prompts, self.beams))
         if not options.do_sample:  # all beams hold the same text, so one of each group goes on at first
             self.totals.view(self.prompts, self.groups, self.size)[..., 1:] = _HOPELESS
@@ -162,11 +165,10 @@ def decode(run: Run) -> Tensor | GenerateBeamDecoderOnlyOutput:
         chosen: list[Candidates] = []
         for group in range(search.groups):
             processed = search.processed(raw[:, group].flatten(0, 1), group, chosen)
-            going = search.finish(search.candidates(processed, group), group)
             scores.append(processed.view(search.prompts, search.size, -1))
-            chosen.append(going)
+            chosen.append(search.finish(search.candidates(processed, group), group))
         trace.add(scores[0].flatten(0, 1) if search.groups == 1 else torch.cat(scores, dim=1).flatten(0, 1), step)
-        run.feed.follow(search.extend(Candidates(*(torch.cat(parts, dim=1) for parts in zip(*chosen, strict=True)))))
+        run.feed.follow(search.extend(Candidates.joined(chosen)))
         verdict = run.criteria(search.ids, trace.scores)
         if isinstance(verdict, Tensor):
             search.stop(verdict)

@@ -67,7 +67,7 @@ def generate(
     negative_prompt_attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Output:
-    """Continue each row of the prompt `inputs` (B, N), greedily or, with do_sample=True, by sampling.
+    """Continue each row of the prompt `inputs` (B, N): greedily, by sampling (do_sample=True), or with beams.
 
     Keyword arguments are options (see `GenerationConfig`) or inputs of the model. They win over `generation_config`,
     which wins over the model's own options; an option that a given `generation_config` leaves out has the documented
@@ -79,6 +79,11 @@ def generate(
 
     `stop_strings`, `json_schema` and `regex` need `tokenizer=`. `streamer.put` gets the prompt and then each new token,
     and `streamer.end` is called whatever happens.
+
+    With `num_beams` above 1 the `num_return_sequences` best texts of each prompt come back, best first. A text's score
+    is its log-probability over its number of new tokens to the power of `length_penalty`. `num_beam_groups` search
+    apart, and `diversity_penalty` keeps them so; `force_words_ids` and `constraints` say what the new text must hold,
+    where that can be reached. Each text shorter than the longest ends in the (first) eos id.
 
     `assistant_model`, of the same vocabulary, or `prompt_lookup_num_tokens` write drafts that the model checks: the
     text stays the model's. `guidance_scale` leads away from `negative_prompt_ids` (B or 1, M), by default the last

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.activations_torch import gelu_tanh
-from triptych.runtime.quantization import Int8Linear
+from triptych.runtime.quantization import Int8Linear, is_transposed
 
 Function = Callable[[Tensor], Tensor]
 _ROWS = 8  # the layout is chosen for this many; it was the best or near it from 1 to 16
@@ -28,8 +28,8 @@ def packed(*layers: nn.Module, activation: Function | None = None) -> Function:
     if any(isinstance(layer, Int8Linear) for layer in layers):
         return _in_turn(layers, activation)
     weight = torch.cat([_rows(layer) for layer in layers]) if len(layers) > 1 else _rows(layers[0])
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    bias = torch.cat([each.detach() for each in biases]) if biases else None  # type: ignore[misc]
+    biases = [each.detach() for each in (layer.bias for layer in layers) if isinstance(each, Tensor)]
+    bias = torch.cat(biases) if biases else None
     blocked = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
     kind, algorithm = _FUSED.get(activation, ("none", "")) if activation else ("none", "")
     run = torch.ops.mkldnn._linear_pointwise.default
@@ -50,8 +50,8 @@ def _in_turn(layers: tuple[nn.Module, ...], activation: Function | None) -> Func
 
 def _rows(layer: nn.Module) -> Tensor:
     """The weight as (out, in), whichever way the layer keeps it."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[operator, assignment, union-attr]
-    return weight if isinstance(layer, nn.Linear) else weight.t()
+    weight: Tensor = layer.get_parameter("weight").detach()
+    return weight.t() if is_transposed(type(layer)) else weight
 
 
 def normalised(norm: nn.LayerNorm) -> Function:

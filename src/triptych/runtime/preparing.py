@@ -106,7 +106,9 @@ def _prepare(model: "PreTrainedModel", make: Callable[[Any], Step]) -> Prepared[
 
 def _can_be_packed(model: nn.Module) -> bool:
     """Whether all modules are this package's or PyTorch's own, with ordinary float32 weights on the CPU."""
-    if not torch.backends.mkldnn.is_available() or nn.modules.module._has_any_global_hook():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return False
     ordinary = all(
         type(value) is nn.Parameter

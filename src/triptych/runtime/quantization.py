@@ -6,7 +6,7 @@ such schemes; this one has no outlier path.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Self
 
 import torch
@@ -24,9 +24,15 @@ def check_quantization(kind: Any) -> str | None:
         return None
     if kind not in KINDS:
         raise ValueError(f"quantization must be one of {', '.join(KINDS)}, or None; got {kind!r}.")
-    if torch.backends.quantized.engine in (None, "none"):
-        raise ValueError("quantization='int8' needs a PyTorch with int8 kernels for this processor, and it has none.")
+    if _engine() == "none":
+        raise ValueError(
+            "This PyTorch has no int8 kernels for this processor. Load without quantization, for example in bfloat16."
+        )
     return str(kind)
+
+
+def _engine() -> str:
+    return str(torch.backends.quantized.engine)
 
 
 class Int8Linear(nn.Module):
@@ -35,25 +41,29 @@ class Int8Linear(nn.Module):
     In a state dict it is the layer that it was made from: a float weight, in that layer's order, and the bias.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, transposed: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, kind: type[nn.Module]) -> None:
         super().__init__()
-        self.transposed = transposed  # the file's weight is (in, out), as a Conv1D has it
+        self.kind = kind
+        self.has_bias = bias is not None
+        self.transposed = is_transposed(kind)
         # Without VNNI the kernels add pairs of products in 16 bits, for which inputs may have 7 bits only.
         self.reduce_range = not getattr(torch.cpu, "_is_vnni_supported", bool)()
         self._pack(weight, bias)
 
     @classmethod
-    def of(cls, layer: nn.Module) -> Self:
-        """The same layer with 8 bits; `layer` is an nn.Linear, or a Conv1D, whose weight is (in, out)."""
-        weight, bias = layer.weight.detach(), layer.bias  # type: ignore[operator, union-attr]
-        return cls(weight, None if bias is None else bias.detach(), transposed=not isinstance(layer, nn.Linear))  # type: ignore[arg-type, operator]
+    def of(cls, layer: Any) -> Self:
+        """The same layer with 8 bits."""
+        bias = None if layer.bias is None else layer.bias.detach()
+        return cls(layer.weight.detach(), bias, kind=type(layer))
 
     def _pack(self, weight: Tensor, bias: Tensor | None) -> None:
         rows = (weight.t() if self.transposed else weight).float()  # (out, in)
         self.out_features, self.in_features = rows.shape
         scales = (rows.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        steps = (rows / scales[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-        zeros = torch.zeros(len(rows), dtype=torch.long)
+        self._hold((rows / scales[:, None]).round_().clamp_(-127, 127).to(torch.int8), scales, bias)
+
+    def _hold(self, steps: Tensor, scales: Tensor, bias: Tensor | None) -> None:
+        zeros = torch.zeros(len(steps), dtype=torch.long)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # such tensors are deprecated, packing has no other way in
             quantised = torch._make_per_channel_quantized_tensor(steps, scales.double(), zeros, 0)
@@ -65,28 +75,57 @@ class Int8Linear(nn.Module):
         out: Tensor = torch.ops.quantized.linear_dynamic(x.float(), self.packed, self.reduce_range)
         return out.to(x.dtype)
 
+    def _held(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Steps (out, in), scales (out,) and bias (out,)."""
+        quantised, bias = torch.ops.quantized.linear_unpack(self.packed)
+        return quantised.int_repr(), quantised.q_per_channel_scales().float(), bias
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "packed"} | {"held": self._held()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        held = state.pop("held")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._hold(*held)
+
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """The weight that the steps stand for, in float32 and in the file's order, and the bias."""
-        quantised, bias = torch.ops.quantized.linear_unpack(self.packed)
-        rows = quantised.int_repr().float() * quantised.q_per_channel_scales().float()[:, None]
+        steps, scales, bias = self._held()
+        rows = steps.float() * scales[:, None]
         return rows.t().contiguous() if self.transposed else rows, bias
 
-    def restore(self, layer: nn.Module) -> nn.Module:
-        """A float layer like the one that it was made from, with the weight that the steps stand for."""
+    def restored(self) -> nn.Module:
+        """A float layer of the kind that it was made from, with the weight that the steps stand for."""
         weight, bias = self.weight_and_bias()
+        with torch.device("meta"):
+            make: Any = self.kind
+            layer: nn.Module = make(self.out_features, self.in_features) if self.transposed else make(1, 1, bias=False)
+        layer.in_features, layer.out_features = self.in_features, self.out_features  # type: ignore[assignment]
         layer.weight = nn.Parameter(weight)
-        layer.bias = None if bias is None else nn.Parameter(bias)
+        layer.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         return layer
+
+    @property
+    def numel(self) -> int:
+        """How many numbers the weight and the bias hold."""
+        return self.out_features * (self.in_features + self.has_bias)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the steps, scales and bias."""
         return self.out_features * (self.in_features + 8)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def check_place(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Refuse what would move tensors from the CPU.
+
+        Raises: ValueError naming the device.
+        """
         device = fn(torch.empty(0)).device
         if device.type != "cpu":
             raise ValueError(f"Weights of 8 bits are for the CPU; got device {device}. Call model.dequantize() first.")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.check_place(fn)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -112,12 +151,32 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-def replace_layers(root: nn.Module, change: Callable[[nn.Module], nn.Module | None]) -> None:
-    """Put `change(layer)` in the place of every layer below `root` for which it is not None, one after the other."""
-    for parent, name, layer in list(_places(root)):
-        new = change(layer)
-        if new is not None:
-            parent._modules[name] = new.train(layer.training)
+def is_transposed(kind: type[nn.Module]) -> bool:
+    """Whether a linear layer's weight is (in, out), as a Conv1D of the published files has it."""
+    return bool(getattr(kind, "weight_is_transposed", False))
+
+
+def quantize_layers(model: nn.Module, blocks: Collection[str], head: nn.Module | None) -> None:
+    """Put an `Int8Linear` in the place of every linear layer within the named blocks, and of the head.
+
+    One after the other, so that at no time two copies of more than a layer exist.
+    """
+    inside = {layer for each in model.modules() if type(each).__name__ in blocks for layer in each.modules()}
+    for parent, name, layer in list(_places(model)):
+        if (layer in inside or layer is head) and (type(layer) is nn.Linear or is_transposed(type(layer))):
+            parent._modules[name] = Int8Linear.of(layer).train(layer.training)
+
+
+def dequantize_layers(model: nn.Module) -> None:
+    """Put float layers in the place of every `Int8Linear`."""
+    for parent, name, layer in list(_places(model)):
+        if isinstance(layer, Int8Linear):
+            parent._modules[name] = layer.restored().train(layer.training)
+
+
+def quantized_layers(model: nn.Module) -> list[Int8Linear]:
+    """The layers of 8 bits in a model."""
+    return [each for each in model.modules() if isinstance(each, Int8Linear)]
 
 
 def _places(root: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:

@@ -46,6 +46,8 @@ from triptych.runtime.preparing import step_of, without_flags
 class Conv1D(nn.Module):
     """A linear layer whose weight is (in, out), as the published files have it."""
 
+    weight_is_transposed: ClassVar[bool] = True
+
     def __init__(self, out_features: int, in_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(in_features, out_features))

@@ -4,7 +4,7 @@ Shapes: B batch, S cached + new tokens, H heads, D head_dim, C hidden_size, V vo
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -14,9 +14,7 @@ from triptych.runtime.cache import LayerCache
 from triptych.runtime.packing import normalised, packed
 
 if TYPE_CHECKING:
-    from triptych.models.persimmon.modeling_torch import PersimmonDecoderLayer, PersimmonForCausalLM
-
-Rotate = Callable[[Tensor], Tensor]
+    from triptych.models.persimmon.modeling_torch import PersimmonDecoderLayer, PersimmonForCausalLM, Rotation
 
 
 class PersimmonLayerStep:
@@ -39,7 +37,7 @@ class PersimmonLayerStep:
         self.widen = packed(layer.mlp.dense_h_to_4h, activation=layer.mlp.act.function)
         self.narrow = packed(layer.mlp.dense_4h_to_h)
 
-    def __call__(self, x: Tensor, mask: AttentionMask, rotate: Rotate, cache: LayerCache) -> Tensor:
+    def __call__(self, x: Tensor, mask: AttentionMask, rotate: "Rotation", cache: LayerCache) -> Tensor:
         # (B, C) -> (B, C)
         fused = self.qkv(self.norm_1(x)).view(len(x), self.heads, 3, 1, self.head_dim)
         q, k, v = fused.unbind(2)  # (B, H, 1, D)
@@ -59,7 +57,7 @@ class PersimmonStep:
         self.norm = normalised(model.model.final_layernorm)
         self.head = packed(model.lm_head)
 
-    def __call__(self, x: Tensor, mask: AttentionMask, rotate: Rotate, layers: Sequence[LayerCache]) -> Tensor:
+    def __call__(self, x: Tensor, mask: AttentionMask, rotate: "Rotation", layers: Sequence[LayerCache]) -> Tensor:
         # (B, C) -> (B, V)
         for layer, cache in zip(self.layers, layers, strict=True):
             x = layer(x, mask, rotate, cache)
