@@ -6,9 +6,8 @@ Shapes: B rows, N ids of the prompt, T ids so far, V vocabulary.
 import torch
 from torch import Tensor
 
-from triptych.generation.checks import as_ids
 from triptych.generation.outputs import GenerateDecoderOnlyOutput
-from triptych.generation.run_torch import Run, Trace
+from triptych.generation.run_torch import Rows, Run, Trace
 
 
 def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
@@ -16,47 +15,29 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
 
     At each step one `torch.multinomial` on the probabilities (B, V) draws all rows' tokens.
     """
-    options, streamer = run.options, run.streamer
-    rows, length = run.prompt.shape
-    ids = run.prompt.new_zeros((rows, options.max_length))
-    ids[:, :length] = run.prompt
-    ends = torch.tensor(as_ids(options.eos_token_id), dtype=torch.long, device=ids.device)
-    running = torch.ones(rows, dtype=torch.bool, device=ids.device)
-    trace = Trace(options)
-    if streamer is not None:
-        streamer.put(run.prompt.cpu())
-    while True:
-        step = run.feed.step(ids[:, :length])
-        scores = run.transforms(ids[:, :length], step.logits)
+    options, rows, trace = run.options, Rows(run), Trace(run.options)
+    over = False
+    while not over:
+        step = run.feed.step(rows.ids)
+        scores = run.transforms(rows.ids, step.logits)
         trace.add(scores, step)
-        tokens = drawn(scores) if options.do_sample else scores.argmax(dim=-1)  # (B,)
-        if rows > 1 and options.pad_token_id is not None:
-            tokens = tokens.where(running, options.pad_token_id)
-        ids[:, length] = tokens
-        length += 1
-        if streamer is not None:
-            streamer.put(tokens.cpu())
-        if len(ends):
-            running &= (tokens[:, None] != ends).all(dim=1)
-        verdict = run.criteria(ids[:, :length], trace.scores)
-        if isinstance(verdict, Tensor):
-            running &= ~verdict
-        elif verdict:
-            break
-        if (len(ends) or isinstance(verdict, Tensor)) and not bool(running.any()):
-            break
-    sequences = ids[:, :length].clone()
+        over = rows.add(drawn(scores) if options.do_sample else scores.argmax(dim=-1), trace.scores)
+    sequences = rows.ids.clone()
     return trace.output(sequences, run.feed.in_order()) if options.return_dict_in_generate else sequences
 
 
 def drawn(scores: Tensor) -> Tensor:
-    """One token per row, drawn with the probabilities that the scores (B, V) stand for.
+    """One token per row, drawn with the probabilities that the scores (B, V) stand for; raises as `draw`."""
+    return draw(scores.softmax(dim=-1)).squeeze(1)
 
-    Raises: ValueError when they stand for none: a score is NaN or +inf, or every token of a row is ruled out.
+
+def draw(probabilities: Tensor, many: int = 1) -> Tensor:
+    """Different places (B, many), drawn by `probabilities` (B, n), which need not sum to 1.
+
+    Raises: ValueError when they are none: a score is NaN or +inf, or everything in a row is ruled out.
     """
-    probabilities = scores.softmax(dim=-1)
     try:
-        return torch.multinomial(probabilities, num_samples=1).squeeze(1)
+        return torch.multinomial(probabilities, num_samples=many)
     except RuntimeError as error:
         if bool(probabilities.isfinite().all()):
             raise
