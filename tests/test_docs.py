@@ -8,20 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "docs/decoding.md",
-        "docs/explain.md",
-        "docs/flax.md",
-        "docs/fuyu.md",
-        "docs/grammars.md",
-        "docs/tensorflow.md",
-        "docs/watermarks.md",
-    ],
-)
+PAGES = (
+    "README.md",
+    *(f"docs/{page}.md" for page in ("decoding", "explain", "flax", "fuyu", "grammars", "tensorflow", "watermarks")),
 )
 
 
@@ -29,8 +18,6 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras reads weights so
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, capsys):
-    if page in NEEDS:
-        pytest.importorskip(NEEDS[page])
     blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     assert blocks
     names: dict[str, object] = {}
