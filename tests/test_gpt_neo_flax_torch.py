@@ -172,7 +172,7 @@ BEAMS = (
     {"num_beams": 2, "length_penalty": 0.0, "eos_token_id": [5, 9, 14, 20], "num_return_sequences": 2},
     {"num_beams": 4, "length_penalty": 2.0, "eos_token_id": [5, 9], "no_repeat_ngram_size": 2},
     {"num_beams": 3, "early_stopping": True, "eos_token_id": [20, 5, 9], "num_return_sequences": 2},
-    {"num_beams": 3, "early_stopping": "never", "length_penalty": 2.0, "eos_token_id": [5, 9, 14, 20]},
+    {"num_beams": 3, "early_stopping": "never", "length_penalty": 2.0, "eos_token_id": list(range(1, 31, 2))},
     {"num_beams": 3, "early_stopping": "never", "length_penalty": -0.5, "repetition_penalty": 1.7},
     {"num_beams": 4, "early_stopping": True, "min_length": 9, "eos_token_id": [5, 9, 14, 20], "length_penalty": -1.0},
     {"num_beams": 3, "forced_eos_token_id": 9, "eos_token_id": 9, "num_return_sequences": 3},
