@@ -4,6 +4,10 @@ is installed with Flax.
 The weights are those of golden_gpt_neo.py's files, whose outputs in PyTorch are recorded there. Here stand what the
 Flax classes give (`outputs.safetensors`, by "MODEL/NAME"), the ids that they generate (`generated.json`), and a model
 as they save it: `saved/` whole, `sharded/` in shards.
+
+Beams are those of the PyTorch class. The Flax class searches otherwise: texts that still run keep their whole sum where
+PyTorch divides it by their length, rows that are done go on until all are, and any of the 2K best candidates may end
+a text where PyTorch asks for the K best. One model is to give one text, so PyTorch's is taken.
 """
 
 import json
@@ -15,6 +19,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
 
 import jax.numpy as jnp
 import numpy as np
+import torch
 import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
@@ -31,17 +36,15 @@ GENERATED = {
     "greedy, rules": {"max_new_tokens": 9, "min_length": 9, "eos_token_id": 33, "forced_eos_token_id": 2},
     "greedy, suppressed": {"max_new_tokens": 6, "suppress_tokens": [1, 2, 3, 33, 20], "begin_suppress_tokens": [7, 8]},
     "beams": BEAMS,
-    "beams with an end": BEAMS | {"eos_token_id": 33},
-    "beams, left padding": BEAMS | {"attention_mask": LEFT, "eos_token_id": 20},
-    "beams, early": BEAMS | {"eos_token_id": 33, "early_stopping": True},
-    "beams, never": BEAMS | {"eos_token_id": 33, "early_stopping": "never"},
-    "beams, short": BEAMS | {"eos_token_id": 20, "length_penalty": -1.5},
-    "beams, long": BEAMS | {"eos_token_id": 20, "length_penalty": 2.0},
-    "beams, several": BEAMS | {"eos_token_id": 33, "num_return_sequences": 3},
-    "beams, at least": BEAMS | {"eos_token_id": 20, "min_length": 10},
-    "five beams": {"num_beams": 5, "max_new_tokens": 5, "eos_token_id": 20},
+    "beams, left padding": BEAMS | {"attention_mask": LEFT, "eos_token_id": 3},
+    "beams, early": BEAMS | {"eos_token_id": 3, "early_stopping": True, "num_return_sequences": 3},
+    "beams, never": BEAMS | {"eos_token_id": 3, "early_stopping": "never", "length_penalty": 2.0},
+    "beams, short": BEAMS | {"eos_token_id": 3, "length_penalty": -1.5, "num_return_sequences": 2},
+    "beams, long": BEAMS | {"eos_token_id": 3, "length_penalty": 2.0, "num_return_sequences": 3},
+    "beams, several ends": BEAMS | {"eos_token_id": [20, 3, 33], "num_return_sequences": 3},
+    "beams, at least": BEAMS | {"eos_token_id": 3, "min_length": 10},
+    "five beams": {"num_beams": 5, "max_new_tokens": 5, "eos_token_id": 3, "num_return_sequences": 5},
 }
-ENDS = (7, 37)
 
 
 def parameters(file):
@@ -87,23 +90,38 @@ def run(file, kept):
             kept[f"{file}/cache/{'/'.join(leaf)}"] = value
 
 
+def torch_model_of(file):
+    model = transformers.GPTNeoForCausalLM(model_of(file).config).eval()
+    stored = load_file(FOLDER / f"{file}.safetensors")
+    weights = {name.removeprefix("weight."): value for name, value in stored.items() if name.startswith("weight.")}
+    state = {name: torch.tensor(value.astype(np.float32)) for name, value in weights.items()}
+    assert model.load_state_dict(state, strict=False).missing_keys == ["lm_head.weight"]  # the tied one
+    return model
+
+
+def greedy(model, ids, options):
+    if "attention_mask" in options:
+        options["attention_mask"] = jnp.asarray(options["attention_mask"])
+    return {"sequences": model.generate(jnp.asarray(ids), **options).sequences.tolist()}
+
+
+def beams(model, ids, options):
+    if "attention_mask" in options:
+        options["attention_mask"] = torch.tensor(options["attention_mask"])
+    out = model.generate(torch.tensor(ids), return_dict_in_generate=True, output_scores=True, **options)
+    return {"sequences": out.sequences.tolist(), "scores": out.sequences_scores.tolist()}
+
+
 def generate(file):
-    model = model_of(file)
-    ids = jnp.asarray(np.random.default_rng(7).integers(1, 41, (3, 6)))
+    ids = np.random.default_rng(7).integers(1, 41, (3, 6))
     found = {"ids": ids.tolist()}
-    cases = {name: dict(options) for name, options in GENERATED.items()}
-    cases |= {f"beams that end at {end}": BEAMS | {"eos_token_id": end} for end in ENDS}
-    for name, options in cases.items():
-        given = {"pad_token_id": 0, "eos_token_id": None} | options
-        if "attention_mask" in given:
-            given["attention_mask"] = jnp.asarray(given["attention_mask"])
-        model.generation_config = transformers.GenerationConfig(eos_token_id=given["eos_token_id"], pad_token_id=0)
-        out = model.generate(ids, **given)
-        found[name] = {
-            "options": {"pad_token_id": 0, "eos_token_id": None} | options,
-            "sequences": out.sequences.tolist(),
-            "scores": np.asarray(out.scores).tolist() if "scores" in out else None,
-        }
+    models = {greedy: model_of(file), beams: torch_model_of(file)}
+    for name, options in GENERATED.items():
+        options = {"pad_token_id": 0, "eos_token_id": None} | options
+        run = beams if "num_beams" in options else greedy
+        model = models[run]
+        model.generation_config = transformers.GenerationConfig(eos_token_id=options["eos_token_id"], pad_token_id=0)
+        found[name] = {"options": options, **run(model, ids, dict(options))}
     return found
 
 

@@ -1,7 +1,11 @@
 """Small GPT Neo models in Flax with large weights, for the tests: attention in them is far from uniform."""
 
 import math
+import os
 from typing import Any
+
+# These programs run for milliseconds: compiling them with less care is what saves time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax.numpy as jnp
 import numpy as np

@@ -13,7 +13,7 @@ import torch
 
 from gpt_neo_flax_models import gap, made
 from gpt_neo_models import make, tokens
-from triptych import FlaxGPTNeoForCausalLM, GPTNeoForCausalLM, activations_flax, activations_torch
+from triptych import AutoTokenizer, FlaxGPTNeoForCausalLM, GPTNeoForCausalLM, activations_flax, activations_torch
 from triptych.checkpoints.pretrained_flax import slots_of
 from triptych.errors import UnsafeFileError
 from triptych.losses_flax import next_token_loss
@@ -164,6 +164,55 @@ def test_greedy_ids_are_the_same_whatever_the_rules(options):
     assert np.array_equal(got[:, : wanted.shape[1]], wanted)
     assert (got[:, wanted.shape[1] :] == 0).all()
     assert got.shape == (3, 6 + options["max_new_tokens"])
+
+
+BEAMS = (
+    {"num_beams": 3},
+    {"num_beams": 3, "length_penalty": -1.5, "eos_token_id": [5, 9], "num_return_sequences": 3},
+    {"num_beams": 2, "length_penalty": 0.0, "eos_token_id": [5, 9, 14, 20], "num_return_sequences": 2},
+    {"num_beams": 4, "length_penalty": 2.0, "eos_token_id": [5, 9], "no_repeat_ngram_size": 2},
+    {"num_beams": 3, "early_stopping": True, "eos_token_id": [20, 5, 9], "num_return_sequences": 2},
+    {"num_beams": 3, "early_stopping": "never", "length_penalty": 2.0, "eos_token_id": list(range(1, 31, 2))},
+    {"num_beams": 3, "early_stopping": "never", "length_penalty": -0.5, "repetition_penalty": 1.7},
+    {"num_beams": 4, "early_stopping": True, "min_length": 9, "eos_token_id": [5, 9, 14, 20], "length_penalty": -1.0},
+    {"num_beams": 3, "forced_eos_token_id": 9, "eos_token_id": 9, "num_return_sequences": 3},
+    {"num_beams": 3, "eos_token_id": None, "num_return_sequences": 3, "length_penalty": 2.0},
+    {"num_beams": 4, "suppress_tokens": list(range(2, 29)), "eos_token_id": 30, "num_return_sequences": 4},
+)
+
+
+@pytest.mark.parametrize("options", BEAMS, ids=lambda options: ", ".join(options))
+def test_beams_have_pytorchs_ids_and_scores(options):
+    """Each program is compiled once and then meets several random models, so that rows end early, late and never."""
+    ours, _ = pair()
+    given = {"pad_token_id": 0, "eos_token_id": 5, "max_new_tokens": 7} | options
+    for seed in range(8):
+        theirs = make(seed=seed)
+        wanted = theirs.generate(PROMPT, attention_mask=MASK, return_dict_in_generate=True, output_scores=True, **given)
+        got = ours.generate(PROMPT.numpy(), attention_mask=MASK.numpy(), params=twin(theirs).params, **given)
+        width = wanted.sequences.shape[1]
+        assert np.array_equal(got.sequences[:, :width], wanted.sequences), seed
+        assert (np.asarray(got.sequences[:, width:]) == 0).all()
+        assert gap(got.scores, wanted.sequences_scores) <= 1e-4
+
+
+@pytest.mark.parametrize("beams", [{}, {"num_beams": 4, "num_return_sequences": 2}], ids=["greedy", "beams"])
+def test_the_model_in_the_box_writes_the_same(beams):
+    tokenizer = AutoTokenizer.from_pretrained("triptych/tales-neo", padding_side="left")
+    tokenizer.pad_token = tokenizer.eos_token
+    inputs = tokenizer(["Once upon a time there was a", "The king said"], return_tensors="np", padding=True)
+    stops = [tokenizer.eos_token_id, *tokenizer(".").input_ids]
+    given = {**inputs, **beams, "max_new_tokens": 20, "eos_token_id": stops, "pad_token_id": tokenizer.eos_token_id}
+    ours = FlaxGPTNeoForCausalLM.from_pretrained("triptych/tales-neo").generate(**given)
+    given |= {name: torch.tensor(value) for name, value in inputs.items()}
+    theirs = GPTNeoForCausalLM.from_pretrained("triptych/tales-neo").generate(
+        **given, return_dict_in_generate=True, output_scores=True
+    )
+    width = theirs.sequences.shape[1]
+    assert np.array_equal(ours.sequences[:, :width], theirs.sequences)
+    assert (np.asarray(ours.sequences[:, width:]) == tokenizer.eos_token_id).all()
+    if beams:
+        assert gap(ours.scores, theirs.sequences_scores) <= 1e-4
 
 
 WARPED = (
