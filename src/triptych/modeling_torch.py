@@ -44,11 +44,6 @@ class NextToken(NamedTuple):
     attentions: tuple[Tensor, ...] | None
 
 
-def last_positions(x: Tensor, last: int | None) -> Tensor:
-    """The last position of (B, T, …), as (B, …); or the last `last` of them, as (B, last, …)."""
-    return x[:, -1] if last is None else x[:, -last:]
-
-
 class PreTrainedModel(nn.Module):
     """A model with a configuration, weights on disk and the methods that every family shares.
 

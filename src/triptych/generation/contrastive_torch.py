@@ -20,7 +20,7 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
     """
     options, feed = run.options, run.feed
     top_k, alpha = int(options.top_k or 1), float(options.penalty_alpha or 0.0)
-    feed.always["output_hidden_states"] = True
+    feed.always["last_hidden"] = True
     rows, trace = Rows(run), Trace(options)
     step = feed.step(rows.ids)
     context = _Context(step.hidden_states[-1], feed.prompt.mask, options.max_length - rows.length)  # type: ignore[index]

@@ -139,15 +139,6 @@ class Feed:
             self.seen = length + self.offset
             self.cache = self._to_go_back.rewound(self.seen)
 
-    def reorder(self, rows: Tensor) -> None:
-        """Go on with the rows named by `rows` (B',), in that order."""
-        self.mask, self.positions, self.token_types = (
-            value if value is None else value.index_select(0, rows)
-            for value in (self.mask, self.positions, self.token_types)
-        )
-        if self.cache is not None:
-            self.cache = self.cache.reorder(rows)
-
     def branch(self, candidates: Tensor, *, one_by_one: bool = False) -> "NextToken":
         """What would follow each of `candidates` (B, K) as the next token: logits (B, K, V) and the rest likewise.
 
@@ -210,7 +201,11 @@ class Feed:
         """Repeat what the prompt left for each of its sequences."""
         rows = torch.arange(len(out.logits), device=out.logits.device).repeat_interleave(self.copies)
         self.copies = 1
-        Feed.reorder(self, rows)
+        self.mask, self.positions, self.token_types = (
+            value if value is None else value.index_select(0, rows)
+            for value in (self.mask, self.positions, self.token_types)
+        )
+        self.cache = self.cache.reorder(rows)
         return _picked(out, rows)._replace(cache=self.cache)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Step = TypeVar("Step")
 _SHARE = 4  # a copy of the weights may take one part in four of the memory that is free
+_FEW = 16  # new tokens of a row that the packed weights are still quicker for
 _preparing = Lock()  # so that two threads do not pack the same model at once
 _FORWARD_ONLY = ("head_mask", "output_attentions", "output_hidden_states")
 
@@ -72,13 +73,18 @@ def step_of(
 ) -> Step | None:
     """The prepared step of a model, made by `make(model)` where there is none yet; None where `forward` must do it.
 
-    That is for prompts, for all inputs that only `forward` knows, and for models that are not just published modules
-    with float32 or int8 weights on the CPU, or whose copy would take too much of the free memory.
+    That is for longer prompts, for all inputs that only `forward` knows, and for models that are not just published
+    modules with float32 or int8 weights on the CPU, or whose copy would take too much of the free memory.
     """
     config = model.config
-    if new_tokens != 1 or model.prepares_decoding is False or any(inputs.get(name) for name in _FORWARD_ONLY[1:]):
+    if new_tokens > _FEW or model.prepares_decoding is False:
         return None
-    if inputs.get("head_mask") is not None or config.output_attentions or config.output_hidden_states:
+    if (
+        any(inputs.get(name) for name in _FORWARD_ONLY[1:])
+        or inputs.get("head_mask") is not None
+        or config.output_attentions
+        or config.output_hidden_states
+    ):
         return None
     if model.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return None
@@ -134,9 +140,14 @@ def _fits(model: "PreTrainedModel") -> bool:
 
 
 def row_heads(fused: Tensor, heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (B, H, 1, D) of one new token, from a row (B, 3 * H * D) of all three."""
-    q, k, v = fused.view(len(fused), 3, heads, 1, head_dim).unbind(1)
+    """Queries, keys and values (B, H, T, D) of the new tokens, from rows (B, T, 3 * H * D) of all three."""
+    q, k, v = fused.view(*fused.shape[:2], 3, heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
+
+
+def last_positions(x: Tensor, last: int | None) -> Tensor:
+    """The last position of (B, T, …), as (B, …); or the last `last` of them, as (B, last, …)."""
+    return x[:, -1] if last is None else x[:, -last:]
 
 
 def without_flags(inputs: Mapping[str, Any]) -> dict[str, Any]:

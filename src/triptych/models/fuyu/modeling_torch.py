@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from triptych.configuration import PretrainedConfig
 from triptych.inputs_torch import check_token_ids, shape_of_inputs
-from triptych.modeling_torch import NextToken, PreTrainedModel, last_positions
+from triptych.modeling_torch import NextToken, PreTrainedModel
 from triptych.models.fuyu.configuration import FuyuConfig
 from triptych.models.persimmon.modeling_torch import PastKeyValues, PersimmonForCausalLM
 from triptych.outputs import CausalLMOutputWithPast
 from triptych.runtime.cache import KeyValueCache
+from triptych.runtime.preparing import last_positions
 
 Patches = Tensor | Sequence[Tensor | Sequence[Tensor] | None] | None
 
@@ -161,6 +162,8 @@ class FuyuForCausalLM(FuyuPreTrainedModel):
         """
         if not self.forward_is_published:
             cache, last = model_inputs.pop("cache", None), model_inputs.pop("last", None)
+            if model_inputs.pop("last_hidden", False):
+                model_inputs["output_hidden_states"] = True
             model_inputs |= {"past_key_values": cache, "use_cache": cache is not None, "return_dict": True}
             out = self(input_ids, **model_inputs)
             logits = last_positions(out.logits, last)

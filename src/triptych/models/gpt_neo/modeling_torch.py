@@ -25,7 +25,7 @@ from triptych.inputs_torch import (
     sum_of_embeddings,
 )
 from triptych.losses_torch import last_token, logits_and_loss, sequence_loss, span_loss, token_loss
-from triptych.modeling_torch import NextToken, PreTrainedModel, kept_after_pruning, last_positions, selected
+from triptych.modeling_torch import NextToken, PreTrainedModel, kept_after_pruning, selected
 from triptych.models.gpt_neo.configuration import GPTNeoConfig
 from triptych.models.gpt_neo.step_torch import GPTNeoStep
 from triptych.outputs import (
@@ -37,7 +37,7 @@ from triptych.outputs import (
 )
 from triptych.runtime.attention import AttentionMask, attend, merge_heads, split_heads
 from triptych.runtime.cache import KeyValueCache, LayerCache, open_layers
-from triptych.runtime.preparing import step_of, without_flags
+from triptych.runtime.preparing import last_positions, step_of, without_flags
 
 PastKeyValues = Sequence[tuple[Tensor, Tensor]] | None
 
@@ -374,15 +374,19 @@ class GPTNeoForCausalLM(GPTNeoPreTrainedModel):
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: logits (B, V) of the last position only, and the cache.
 
-        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), and what
-        `GPTNeoModel.forward` takes.
+        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), `last_hidden`
+        (True for the last hidden state, as the last of hidden_states), and what `GPTNeoModel.forward` takes.
         """
-        cache, last = model_inputs.pop("cache", None), model_inputs.pop("last", None)
-        step = self._step(input_ids, cache, model_inputs) if last is None else None
+        cache = model_inputs.pop("cache", None)
+        last, last_hidden = model_inputs.pop("last", None), model_inputs.pop("last_hidden", False)
+        step = self._step(input_ids, cache, model_inputs)
         if step is not None:
             layers = open_layers(cache, self.config.num_layers)
             x, mask = self.transformer.enter(layers[0].length, input_ids, **without_flags(model_inputs))
-            return NextToken(step(x[:, 0], mask, layers), KeyValueCache.of_layers(layers), None, None)
+            logits, x = step(x, mask, layers, last)
+            return NextToken(logits, KeyValueCache.of_layers(layers), (x,) if last_hidden else None, None)
+        if last_hidden:
+            model_inputs["output_hidden_states"] = True
         model_inputs |= {"past_key_values": cache, "use_cache": cache is not None, "return_dict": True}
         if self.forward_is_published:
             out = self.transformer(input_ids, **model_inputs)

@@ -1,6 +1,6 @@
-"""One token of each row through a GPT Neo that is prepared for decoding; see `triptych.runtime.preparing`.
+"""A token of each row, or some, through a GPT Neo that is prepared for decoding; see `triptych.runtime.preparing`.
 
-Shapes: B batch, S cached + new tokens, H heads, D head_dim, C hidden_size, V vocabulary.
+Shapes: B batch, T new tokens, S cached + new tokens, H heads, D head_dim, C hidden_size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from triptych.runtime.attention import AttentionMask, attend
+from triptych.runtime.attention import AttentionMask, attend, merge_heads
 from triptych.runtime.cache import LayerCache
 from triptych.runtime.packing import normalised, packed
-from triptych.runtime.preparing import row_heads
+from triptych.runtime.preparing import last_positions, row_heads
 
 if TYPE_CHECKING:
     from triptych.models.gpt_neo.modeling_torch import GPTNeoBlock, GPTNeoForCausalLM
@@ -31,11 +31,11 @@ class GPTNeoBlockStep:
         self.widen = packed(block.mlp.c_fc, activation=block.mlp.act.function)
         self.narrow = packed(block.mlp.c_proj)
 
-    def __call__(self, x: Tensor, mask: AttentionMask, cache: LayerCache) -> Tensor:  # (B, C) -> (B, C)
-        q, k, v = row_heads(self.qkv(self.norm_1(x)), self.heads, self.head_dim)  # (B, H, 1, D)
+    def __call__(self, x: Tensor, mask: AttentionMask, cache: LayerCache) -> Tensor:  # (B, T, C) -> (B, T, C)
+        q, k, v = row_heads(self.qkv(self.norm_1(x)), self.heads, self.head_dim)  # (B, H, T, D)
         k, v = cache.append(k, v)  # (B, H, S, D)
-        attended, _ = attend(q, k, v, mask, impl=self.impl, scale=1.0, window=self.window)  # (B, H, 1, D)
-        x = x + self.out(attended.reshape(len(x), -1))
+        attended, _ = attend(q, k, v, mask, impl=self.impl, scale=1.0, window=self.window)  # (B, H, T, D)
+        x = x + self.out(merge_heads(attended))
         return x + self.narrow(self.widen(self.norm_2(x)))
 
 
@@ -47,7 +47,11 @@ class GPTNeoStep:
         self.norm = normalised(model.transformer.ln_f)
         self.head = packed(model.lm_head)
 
-    def __call__(self, x: Tensor, mask: AttentionMask, layers: Sequence[LayerCache]) -> Tensor:  # (B, C) -> (B, V)
+    def __call__(
+        self, x: Tensor, mask: AttentionMask, layers: Sequence[LayerCache], last: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """The last position's logits (B, V), or of the last `last` (B, last, V), and the hidden states (B, T, C)."""
         for block, cache in zip(self.blocks, layers, strict=True):
             x = block(x, mask, cache)
-        return self.head(self.norm(x))
+        x = self.norm(x)
+        return self.head(last_positions(x, last)), x

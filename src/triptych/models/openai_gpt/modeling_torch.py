@@ -31,7 +31,6 @@ from triptych.modeling_torch import (
     NextToken,
     PreTrainedModel,
     kept_after_pruning,
-    last_positions,
     register_output,
     selected,
 )
@@ -40,7 +39,7 @@ from triptych.models.openai_gpt.step_torch import OpenAIGPTStep
 from triptych.outputs import BaseModelOutput, CausalLMOutput, ModelOutput, SequenceClassifierOutput
 from triptych.runtime.attention import AttentionMask, attend, merge_heads, split_heads
 from triptych.runtime.cache import KeyValueCache, LayerCache, open_layers
-from triptych.runtime.preparing import step_of, without_flags
+from triptych.runtime.preparing import last_positions, step_of, without_flags
 
 
 class Conv1D(nn.Module):
@@ -380,19 +379,23 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: logits (B, V) of the last position only, and the cache.
 
-        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), and what
-        `OpenAIGPTModel.forward` takes.
+        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), `last_hidden`
+        (True for the last hidden state, as the last of hidden_states), and what `OpenAIGPTModel.forward` takes.
         """
-        cache, last = model_inputs.pop("cache", None), model_inputs.pop("last", None)
+        cache = model_inputs.pop("cache", None)
+        last, last_hidden = model_inputs.pop("last", None), model_inputs.pop("last_hidden", False)
         if not self.forward_is_published:
             out = self(input_ids, return_dict=True, **model_inputs)
             return NextToken(last_positions(out.logits, last).float(), None, out.hidden_states, out.attentions)
         layers = open_layers(cache, self.config.n_layer) if cache is not None else None
-        if layers is not None and last is None and input_ids is not None and input_ids.dim() == 2:
+        if layers is not None and input_ids is not None and input_ids.dim() == 2:
             step = step_of(self, OpenAIGPTStep, input_ids.shape[1], model_inputs)
             if step is not None:
                 x, mask = self.transformer.enter(layers[0].length, input_ids, **without_flags(model_inputs))
-                return NextToken(step(x[:, 0], mask, layers), KeyValueCache.of_layers(layers), None, None)
+                logits, x = step(x, mask, layers, last)
+                return NextToken(logits, KeyValueCache.of_layers(layers), (x,) if last_hidden else None, None)
+        if last_hidden:
+            model_inputs["output_hidden_states"] = True
         base = self.transformer.continue_from(layers, input_ids, **model_inputs)
         logits = self.lm_head(last_positions(base.last_hidden_state, last))
         seen = KeyValueCache.of_layers(layers) if layers is not None else None

@@ -1,6 +1,6 @@
-"""One token of each row through an OpenAI GPT that is prepared for decoding; see `triptych.runtime.preparing`.
+"""A token of each row, or some, through an OpenAI GPT that is prepared for decoding; see `triptych.runtime.preparing`.
 
-Shapes: B batch, S cached + new tokens, H heads, D head_dim, C n_embd, V vocabulary.
+Shapes: B batch, T new tokens, S cached + new tokens, H heads, D head_dim, C n_embd, V vocabulary.
 """
 
 import math
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from triptych.runtime.attention import AttentionMask, attend
+from triptych.runtime.attention import AttentionMask, attend, merge_heads
 from triptych.runtime.cache import LayerCache
 from triptych.runtime.packing import normalised, packed
-from triptych.runtime.preparing import row_heads
+from triptych.runtime.preparing import last_positions, row_heads
 
 if TYPE_CHECKING:
     from triptych.models.openai_gpt.modeling_torch import OpenAIGPTBlock, OpenAIGPTLMHeadModel
@@ -33,11 +33,11 @@ class OpenAIGPTBlockStep:
         self.narrow = packed(block.mlp.c_proj)
         self.norm_2 = normalised(block.ln_2)
 
-    def __call__(self, x: Tensor, mask: AttentionMask, cache: LayerCache) -> Tensor:  # (B, C) -> (B, C)
-        q, k, v = row_heads(self.qkv(x), self.heads, self.head_dim)  # (B, H, 1, D)
+    def __call__(self, x: Tensor, mask: AttentionMask, cache: LayerCache) -> Tensor:  # (B, T, C) -> (B, T, C)
+        q, k, v = row_heads(self.qkv(x), self.heads, self.head_dim)  # (B, H, T, D)
         k, v = cache.append(k, v)  # (B, H, S, D)
-        attended, _ = attend(q, k, v, mask, impl=self.impl, scale=self.scale)  # (B, H, 1, D)
-        x = self.norm_1(x + self.out(attended.reshape(len(x), -1)))
+        attended, _ = attend(q, k, v, mask, impl=self.impl, scale=self.scale)  # (B, H, T, D)
+        x = self.norm_1(x + self.out(merge_heads(attended)))
         return self.norm_2(x + self.narrow(self.widen(x)))
 
 
@@ -48,7 +48,10 @@ class OpenAIGPTStep:
         self.blocks = [OpenAIGPTBlockStep(block) for block in model.transformer.h]  # type: ignore[arg-type]
         self.head = packed(model.lm_head)
 
-    def __call__(self, x: Tensor, mask: AttentionMask, layers: Sequence[LayerCache]) -> Tensor:  # (B, C) -> (B, V)
+    def __call__(
+        self, x: Tensor, mask: AttentionMask, layers: Sequence[LayerCache], last: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """The last position's logits (B, V), or of the last `last` (B, last, V), and the hidden states (B, T, C)."""
         for block, cache in zip(self.blocks, layers, strict=True):
             x = block(x, mask, cache)
-        return self.head(x)
+        return self.head(last_positions(x, last)), x

@@ -19,13 +19,13 @@ from triptych.activations_torch import Activation
 from triptych.configuration import PretrainedConfig
 from triptych.inputs_torch import check_positions_shape, check_token_ids, counted_positions, shape_of_inputs
 from triptych.losses_torch import logits_and_loss
-from triptych.modeling_torch import NextToken, PreTrainedModel, last_positions
+from triptych.modeling_torch import NextToken, PreTrainedModel
 from triptych.models.persimmon.configuration import PersimmonConfig
 from triptych.models.persimmon.step_torch import PersimmonStep
 from triptych.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from triptych.runtime.attention import AttentionMask, attend, merge_heads
 from triptych.runtime.cache import KeyValueCache, LayerCache, open_layers
-from triptych.runtime.preparing import step_of, without_flags
+from triptych.runtime.preparing import last_positions, step_of, without_flags
 
 PastKeyValues = Sequence[tuple[Tensor, Tensor]] | None
 
@@ -381,15 +381,19 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
     def next_token_logits(self, input_ids: Tensor | None, **model_inputs: Any) -> NextToken:
         """One decoding step, for `generate`: logits (B, V) of the last position only, and the cache.
 
-        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), and what
-        `PersimmonModel.forward` takes.
+        Takes `cache` (None to go without), `last` (for the logits (B, last, V) of so many positions), `last_hidden`
+        (True for the last hidden state, as the last of hidden_states), and what `PersimmonModel.forward` takes.
         """
-        cache, last = model_inputs.pop("cache", None), model_inputs.pop("last", None)
-        step = self._step(input_ids, cache, model_inputs) if last is None else None
+        cache = model_inputs.pop("cache", None)
+        last, last_hidden = model_inputs.pop("last", None), model_inputs.pop("last_hidden", False)
+        step = self._step(input_ids, cache, model_inputs)
         if step is not None:
             layers = open_layers(cache, self.config.num_hidden_layers)
             x, mask, rotate = self.model.enter(layers[0].length, input_ids, **without_flags(model_inputs))
-            return NextToken(step(x[:, 0], mask, rotate, layers), KeyValueCache.of_layers(layers), None, None)
+            logits, x = step(x, mask, rotate, layers, last)
+            return NextToken(logits, KeyValueCache.of_layers(layers), (x,) if last_hidden else None, None)
+        if last_hidden:
+            model_inputs["output_hidden_states"] = True
         model_inputs |= {"past_key_values": cache, "use_cache": cache is not None, "return_dict": True}
         if self.forward_is_published:
             out = self.model(input_ids, **model_inputs)

@@ -1,6 +1,6 @@
-"""One token of each row through a Persimmon that is prepared for decoding; see `triptych.runtime.preparing`.
+"""A token of each row, or some, through a Persimmon that is prepared for decoding; see `triptych.runtime.preparing`.
 
-Shapes: B batch, S cached + new tokens, H heads, D head_dim, C hidden_size, V vocabulary.
+Shapes: B batch, T new tokens, S cached + new tokens, H heads, D head_dim, C hidden_size, V vocabulary.
 """
 
 import math
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from triptych.runtime.attention import AttentionMask, attend
+from triptych.runtime.attention import AttentionMask, attend, merge_heads
 from triptych.runtime.cache import LayerCache
 from triptych.runtime.packing import normalised, packed
+from triptych.runtime.preparing import last_positions
 
 if TYPE_CHECKING:
     from triptych.models.persimmon.modeling_torch import PersimmonDecoderLayer, PersimmonForCausalLM, Rotation
@@ -38,14 +39,14 @@ class PersimmonLayerStep:
         self.narrow = packed(layer.mlp.dense_4h_to_h)
 
     def __call__(self, x: Tensor, mask: AttentionMask, rotate: "Rotation", cache: LayerCache) -> Tensor:
-        # (B, C) -> (B, C)
-        fused = self.qkv(self.norm_1(x)).view(len(x), self.heads, 3, 1, self.head_dim)
-        q, k, v = fused.unbind(2)  # (B, H, 1, D)
+        # (B, T, C) -> (B, T, C)
+        fused = self.qkv(self.norm_1(x)).view(*x.shape[:2], self.heads, 3, self.head_dim)
+        q, k, v = fused.permute(3, 0, 2, 1, 4).unbind(0)  # (B, H, T, D)
         if self.qk_norms:
             q, k = self.qk_norms[0](q), self.qk_norms[1](k)
         k, v = cache.append(rotate(k), v)  # (B, H, S, D)
-        attended, _ = attend(rotate(q), k, v, mask, impl=self.impl, scale=self.scale)  # (B, H, 1, D)
-        x = x + self.out(attended.reshape(len(x), -1))
+        attended, _ = attend(rotate(q), k, v, mask, impl=self.impl, scale=self.scale)  # (B, H, T, D)
+        x = x + self.out(merge_heads(attended))
         return x + self.narrow(self.widen(self.norm_2(x)))
 
 
@@ -57,8 +58,11 @@ class PersimmonStep:
         self.norm = normalised(model.model.final_layernorm)
         self.head = packed(model.lm_head)
 
-    def __call__(self, x: Tensor, mask: AttentionMask, rotate: "Rotation", layers: Sequence[LayerCache]) -> Tensor:
-        # (B, C) -> (B, V)
+    def __call__(
+        self, x: Tensor, mask: AttentionMask, rotate: "Rotation", layers: Sequence[LayerCache], last: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """The last position's logits (B, V), or of the last `last` (B, last, V), and the hidden states (B, T, C)."""
         for layer, cache in zip(self.layers, layers, strict=True):
             x = layer(x, mask, rotate, cache)
-        return self.head(self.norm(x))
+        x = self.norm(x)
+        return self.head(last_positions(x, last)), x

@@ -1,0 +1,253 @@
+"""What is measured: one function for each line of the table, or for lines that share their turns."""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from bench import REFERENCES, Answers, Bench, Result, medians, prompts
+from engines import KINDS, OURS, EngineError, environment
+
+NEO = {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "attention_types": [[["global", "local"], 6]]}
+NEO_LARGE = {"hidden_size": 2048, "num_layers": 24, "num_heads": 16, "attention_types": [[["global", "local"], 12]]}
+NEO_MEDIUM = NEO_LARGE | {"num_layers": 4, "attention_types": [[["global", "local"], 2]]}
+LAYERS = 12 * 12 * 768**2  # weights of the matrices in twelve layers of width 768
+NEO_HEAD, GPT_HEAD = 50257 * 768, 40478 * 768
+
+
+def decode(bench: Bench, rows: int) -> list[Result]:
+    """New tokens a second behind a prompt of 32, all rows together; the first token is the prompt's."""
+    new, given = 16 if bench.quick else 64, prompts(rows, 32)
+    folder = bench.checkpoint("gpt_neo", "neo-125m", **NEO)
+    work: dict[str, Callable[[], dict[str, Any]]] = {}
+    for name in bench.asked(OURS, *REFERENCES, "openvino"):
+        work[name] = partial(_decoded, bench, name, "gpt_neo", folder, given, new)
+    work[f"{OURS} int8"] = partial(_decoded, bench, OURS, "gpt_neo", folder, given, new, quantization="int8")
+    for name, kind in (("ctranslate2", "float32"), ("ctranslate2 int8", "int8")):
+        if "ctranslate2" in bench.pythons:
+            work[name] = partial(
+                _decoded, bench, "ctranslate2", "gpt2", str(bench.folder), given, new, quantization=kind
+            )
+    answers = bench.turns(work)
+    speed = medians(answers, lambda run: rows * (new - 1) / run["rest"])
+    line = f"decode, 125 M, {{}}, {rows} row{'s' * (rows > 1)}"
+    in_float32 = {name: figure for name, figure in speed.items() if "int8" not in name}
+    float32 = Result(line.format("float32"), "tokens/s", True, in_float32)
+    float32.limit = _tokens_per_second(bench, LAYERS + NEO_HEAD, rows, 4)
+    float32.notes.append(_equality(bench, answers, given, new))
+    float32.want_ratio({1: 1.3, 8: 2.5}[rows])
+    if rows == 1:
+        float32.want_fraction(0.75)
+    in_int8 = {name.removesuffix(" int8"): figure for name, figure in speed.items() if "int8" in name}
+    int8 = Result(line.format("int8"), "tokens/s", True, in_int8)
+    int8.limit = _tokens_per_second(bench, LAYERS + NEO_HEAD, rows, 1)
+    references = [in_float32[name] for name in REFERENCES if name in in_float32]
+    if references:
+        int8.want_ratio({1: 2.5, 8: 5.0}[rows], max(references), "the reference in float32")
+    if "ctranslate2" in in_int8:
+        int8.want_ratio(1.0, in_int8["ctranslate2"], "CTranslate2")
+    if OURS in in_int8:
+        _perplexity(bench, int8)
+    return [float32, int8]
+
+
+def _decoded(
+    bench: Bench, name: str, family: str, folder: str, given: list[list[int]], new: int, **options: Any
+) -> dict[str, Any]:
+    """One continuation, by a model that is loaded at the first."""
+    model = " ".join((family, *options.values()))
+    bench.load(name, model, family, folder, **options)
+    return bench.engine(name).ask("decode", name=model, prompts=given, new=new)
+
+
+def _tokens_per_second(bench: Bench, weights: int, rows: int, bytes_each: int) -> float:
+    """What streaming the weights once a step, and the products, would allow."""
+    return rows / max(weights * bytes_each / bench.bandwidth, 2 * weights * rows / bench.rate)
+
+
+def _equality(bench: Bench, answers: Answers, given: list[list[int]], new: int) -> str:
+    """Whether engines with the same weights wrote the same ids."""
+    ids = {name: runs[0]["ids"] for name, runs in answers.items() if "int8" not in name}
+    if "ctranslate2" in ids:
+        expected = bench.engine("ctranslate2").ask("expected", folder=str(bench.folder), prompts=given, new=new)["ids"]
+        equal = "the same ids as" if ids.pop("ctranslate2") == expected else "OTHER IDS than"
+        gpt2 = f" CTranslate2 wrote {equal} Transformers with its GPT-2."
+    else:
+        gpt2 = ""
+    verdicts = [f"{KINDS[name].title}: {'same ids' if ids[name] == ids.get(OURS) else 'OTHER IDS'}" for name in ids]
+    return "; ".join(verdict for verdict in verdicts if not verdict.startswith(KINDS[OURS].title)) + "." + gpt2
+
+
+def _perplexity(bench: Bench, result: Result) -> None:
+    """How far int8 is from float32, with a trained model and what it writes."""
+    engine, figures = bench.engine(OURS), []
+    for name, options in (("tales", {}), ("tales int8", {"quantization": "int8"})):
+        engine.ask("load", name=name, family="gpt_neo", folder="tales-neo", **options)
+        if name == "tales":
+            texts = engine.ask("write", name=name, rows=8, new=200)["ids"]
+        figures.append(engine.ask("perplexity", name=name, texts=texts)["perplexity"])
+    result.want_at_most("perplexity of tales-neo off by", 100 * abs(figures[1] / figures[0] - 1), 1, " %")
+
+
+def gpt(bench: Bench) -> list[Result]:
+    """Seconds for a token behind 400, OpenAI GPT; the documented release keeps no cache for it."""
+    folder, given = bench.checkpoint("openai-gpt", "gpt"), prompts(1, 400)
+    new = 3 if bench.quick else 9
+    names = bench.asked(OURS, *REFERENCES)
+    work = {name: partial(_decoded, bench, name, "openai-gpt", folder, given, new) for name in names}
+    answers = bench.turns(work, rounds=min(bench.rounds, 3))
+    result = Result("decode, GPT's shape, float32, 400 tokens of prefix", "ms/token", False, {})
+    result.figures = medians(answers, lambda run: 1000 * run["rest"] / (new - 1))
+    result.limit = 1000 / _tokens_per_second(bench, LAYERS + GPT_HEAD, 1, 4)
+    result.notes.append(_equality(bench, answers, given, new))
+    result.want_ratio(15)
+    return [result]
+
+
+def prefill(bench: Bench) -> list[Result]:
+    """Seconds until the first token behind 1,024."""
+    folder, given = bench.checkpoint("gpt_neo", "neo-125m", **NEO), prompts(1, 1024)
+    names = bench.asked(OURS, *REFERENCES, "openvino")
+    answers = bench.turns({name: partial(_decoded, bench, name, "gpt_neo", folder, given, 1) for name in names})
+    result = Result("prefill, 125 M, float32, 1,024 tokens", "s", False, medians(answers, lambda run: run["first"]))
+    scores = 6 * 1024 * (1024 / 2 + 256) * 768  # keys that queries see, over the layers, times their width
+    result.limit = 2 * (LAYERS * 1024 + NEO_HEAD + 2 * scores) / bench.rate
+    result.notes.append(_equality(bench, answers, given, 1))
+    result.want_ratio(1.4)
+    return [result]
+
+
+def cache(bench: Bench) -> list[Result]:
+    """Bytes of keys and values behind 2,048 tokens, GPT Neo."""
+    folder, given = bench.checkpoint("gpt_neo", "neo-125m", **NEO), prompts(1, 2048)
+
+    def held(name: str) -> dict[str, Any]:
+        bench.load(name, "gpt_neo", "gpt_neo", folder)
+        return bench.engine(name).ask("cache", name="gpt_neo", prompts=given)
+
+    answers = bench.turns({name: partial(held, name) for name in bench.asked(OURS, *REFERENCES)}, rounds=1)
+    result = Result("cache memory, 125 M, 2,048 tokens", "MB", False, medians(answers, lambda run: run["bytes"] / 1e6))
+    result.limit = 2 * 4 * 768 * (6 * 2048 + 6 * 256) / 1e6
+    if references := [result.figures[name] for name in REFERENCES if name in result.figures]:
+        result.want_at_most("× the reference:", result.figures[OURS] / min(references), 0.6)
+    return [result]
+
+
+def training(bench: Bench) -> list[Result]:
+    """Peak memory of a training step above the loaded model, each in a process of its own."""
+    bench.stop()  # models of others would take the room
+    folder = bench.checkpoint("gpt_neo", "neo-125m", **NEO)
+    rows, length = (2, 256) if bench.quick else (8, 512)
+
+    def step(name: str) -> dict[str, Any]:
+        with bench.fresh(name) as engine:
+            engine.ask("load", name="neo", family="gpt_neo", folder=folder)
+            return engine.ask("train", name="neo", rows=rows, length=length)
+
+    answers = bench.turns({name: partial(step, name) for name in bench.asked(OURS, *REFERENCES)}, rounds=1)
+    result = Result(f"peak memory of a training step, 125 M, {rows} × {length}", "GB", False, {})
+    result.figures = medians(answers, lambda run: run["peak"] / 1e9)
+    if references := [result.figures[name] for name in REFERENCES if name in result.figures]:
+        result.want_at_most("× the reference:", result.figures[OURS] / min(references), 0.5)
+    seconds = (f"{KINDS[name].title} {runs[0]['seconds']:.1f} s" for name, runs in answers.items())
+    losses = {round(runs[0]["loss"], 4) for runs in answers.values()}
+    result.notes.append(f"One step each: {', '.join(seconds)}. Losses {'equal' if len(losses) == 1 else losses}.")
+    return [result]
+
+
+def loading(bench: Bench) -> list[Result]:
+    """Seconds to load a checkpoint that is in the page cache, every weight touched; each in a process of its own."""
+    bench.stop()
+    name, fields = ("neo-medium", NEO_MEDIUM) if bench.quick else ("neo-1.3b", NEO_LARGE)
+    tiny = {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]], "vocab_size": 50}
+    small = bench.checkpoint("gpt_neo", "neo-tiny", hidden_size=16, **tiny)
+    folder = bench.checkpoint("gpt_neo", name, **fields)
+
+    def load(name: str, **options: Any) -> dict[str, Any]:
+        with bench.fresh(name) as engine:
+            engine.ask("load", name="small", family="gpt_neo", folder=small, **options)  # imports what loading imports
+            return engine.ask("load", name="large", family="gpt_neo", folder=folder, **options)
+
+    work = {name: partial(load, name) for name in bench.asked(OURS, *REFERENCES)}
+    answers = bench.turns(work | {"mapped": partial(load, OURS, low_cpu_mem_usage=True)}, min(bench.rounds, 3))
+    shutil.rmtree(folder)  # larger than all else together
+    mapped = statistics.median(run["seconds"] for run in answers.pop("mapped"))
+    weights = answers[OURS][0]["weights"]
+    result = Result(f"load {weights / 1e9:.1f} GB, 1.3 B's shape", "s", False, medians(answers, lambda r: r["seconds"]))
+    result.limit = weights / bench.bandwidth
+    peaks = medians(answers, lambda run: run["peak"] / run["weights"])
+    result.want_ratio(2, result.figures.get("reference"), KINDS["reference"].title)
+    result.want_at_most("peak memory over the weights'", peaks[OURS], 1.1)
+    others = (f"{KINDS[name].title} {peak:.2f}" for name, peak in peaks.items() if name != OURS)
+    result.notes.append(f"Peak memory over the weights': {', '.join(others)}.")
+    result.notes.append(
+        "Transformers 5 leaves weights in the file, which must then stay as it is while the model lives; Triptych does "
+        f"with low_cpu_mem_usage=True, in {mapped:.3f} s."
+    )
+    return [result]
+
+
+def imports(bench: Bench) -> list[Result]:
+    """Seconds of an import, above those of Python's own start."""
+    packages = {OURS: "triptych"} | dict.fromkeys(REFERENCES, "transformers")
+    commands = {name: [str(bench.pythons[name]), "-c", f"import {packages[name]}"] for name in bench.asked(*packages)}
+    starts = {name: [command[0], "-c", "pass"] for name, command in commands.items()}
+    rounds = bench.rounds + 1
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            times[name].append(_run(bench, command) - _run(bench, starts[name]))
+    figures = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first fills the caches
+    result = Result("import", "s", False, figures)
+    result.want_at_most("", figures[OURS], 0.1, " s")
+    return [result]
+
+
+def _run(bench: Bench, command: list[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, env=environment(bench.threads))
+    return time.perf_counter() - start
+
+
+def first_token(bench: Bench) -> list[Result]:
+    """Seconds from the start of `triptych generate` with the model in the box to the first new token on the screen."""
+    times = []
+    prompt = "Once upon a time there was a"
+    command = [sys.executable, "-c", "from triptych.cli import main; main()", "generate", prompt, "--seed", "4"]
+    for _ in range(bench.rounds + 1):
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(bench.threads)
+        )
+        assert process.stdout is not None
+        seen = b""
+        while len(seen) <= len(prompt):
+            part = os.read(process.stdout.fileno(), 4096)
+            if not part:
+                raise EngineError("triptych generate wrote nothing.")
+            seen += part
+        times.append(time.perf_counter() - start)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    result = Result("first token of `triptych generate`", "s", False, {OURS: statistics.median(times[1:])})
+    result.want_at_most("", result.figures[OURS], 3, " s")
+    return [result]
+
+
+ROWS: dict[str, Callable[[Bench], list[Result]]] = {
+    "decode-1": partial(decode, rows=1),
+    "decode-8": partial(decode, rows=8),
+    "gpt": gpt,
+    "prefill": prefill,
+    "cache": cache,
+    "training": training,
+    "loading": loading,
+    "import": imports,
+    "first-token": first_token,
+}
