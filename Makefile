@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint types unit train train-fuyu gpt1-vocabulary clean
+.PHONY: demo test lint types unit bench train train-fuyu gpt1-vocabulary clean
 
 demo: $(VENV)/.torch $(VENV)/.fuyu  ## write a story, and look at a drawing, with the models in the box
 	$(BIN)/triptych generate "Once upon a time there was a little girl who" --seed 4
@@ -22,6 +22,9 @@ types: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(BIN)/pytest
 
+bench: $(VENV)/.bench  ## this project beside its peers: a quarter of an hour, and more where their environments are made
+	$(BIN)/python benchmarks/run.py $(or $(ARGS),--write)
+
 train: $(VENV)/.train  ## a model of your own: make train ARGS="TEXTS --valid MORE_TEXTS --out runs/mine"
 	$(BIN)/python recipes/train_language_model.py $(or $(ARGS),--help)
 
@@ -32,7 +35,7 @@ gpt1-vocabulary: $(VENV)/.dev  ## OpenAI's own vocabulary against the recorded i
 	GPT1_VOCABULARY=$(FOLDER) $(BIN)/pytest tests/real_openai_gpt_vocabulary.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Triptych needs Python 3.11 or newer; set PYTHON=...")'

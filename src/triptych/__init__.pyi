@@ -61,6 +61,10 @@ from .generation.outputs import (
     GenerateDecoderOnlyOutput as GenerateDecoderOnlyOutput,
     GreedySearchDecoderOnlyOutput as GreedySearchDecoderOnlyOutput,
     SampleDecoderOnlyOutput as SampleDecoderOnlyOutput,
+    TFBeamSampleDecoderOnlyOutput as TFBeamSampleDecoderOnlyOutput,
+    TFBeamSearchDecoderOnlyOutput as TFBeamSearchDecoderOnlyOutput,
+    TFGreedySearchDecoderOnlyOutput as TFGreedySearchDecoderOnlyOutput,
+    TFSampleDecoderOnlyOutput as TFSampleDecoderOnlyOutput,
 )
 from .generation.stopping_torch import (
     MaxLengthCriteria as MaxLengthCriteria,

@@ -120,7 +120,8 @@ def checked_mask(attention_mask: Any, rows: Tensor) -> Tensor | None:
     """
     if attention_mask is None:
         return None
-    mask = as_rows(tf.convert_to_tensor(attention_mask)) != 0
+    mask = as_rows(tf.convert_to_tensor(attention_mask))
+    mask = mask if mask.dtype == tf.bool else mask != 0
     if not mask.shape.is_compatible_with(rows.shape[:2]):
         raise ValueError(
             f"attention_mask must have shape (batch, tokens) = {tuple(rows.shape[:2])}; got {tuple(mask.shape)}."
@@ -128,10 +129,11 @@ def checked_mask(attention_mask: Any, rows: Tensor) -> Tensor | None:
     return mask
 
 
-def checked_positions(position_ids: Any, attention_mask: Any, length: Any, positions: int) -> Tensor:
-    """Positions (B, T), (1, T) or (T,) as int32; counted from 0 where they were not given.
+def checked_positions(position_ids: Any, attention_mask: Any, rows: Tensor, length: Any, positions: int) -> Tensor:
+    """Positions (B, T), (1, T) or (T,) of `rows` (B, T, ...) as int32; counted from 0 where they were not given.
 
-    Raises: SequenceTooLongError for more tokens or another position than the model has embeddings for.
+    Raises: ValueError for another shape; TypeError for other numbers than ints; SequenceTooLongError for more tokens or
+        another position than the model has embeddings for.
     """
     if isinstance(length, int) and length > positions:
         raise SequenceTooLongError(
@@ -144,6 +146,10 @@ def checked_positions(position_ids: Any, attention_mask: Any, length: Any, posit
     given = tf.convert_to_tensor(position_ids)
     if not given.dtype.is_integer:
         raise TypeError(f"position_ids must be ints; got {given.dtype.name}.")
+    given = given if given.shape.rank == 1 else as_rows(given)
+    batch, length = rows.shape[:2]
+    if not any(given.shape.is_compatible_with(shape) for shape in ((batch, length), (1, length), (length,))):
+        raise ValueError(f"position_ids must have shape {(batch, length)}; got {tuple(given.shape)}.")
     if is_known(given):
         values = given.numpy()
         if values.size and (values.min() < 0 or values.max() >= positions):
@@ -151,7 +157,7 @@ def checked_positions(position_ids: Any, attention_mask: Any, length: Any, posit
                 f"position_ids must be from 0 to {positions - 1}, the model's positions less one; got "
                 f"{values.min()} to {values.max()}. Shorten the input, or count positions from its first token."
             )
-    return as_rows(tf.cast(given, tf.int32)) if given.shape.rank != 1 else tf.cast(given, tf.int32)
+    return tf.cast(given, tf.int32)
 
 
 def _warn_of_left_padding(attention_mask: Any) -> None:

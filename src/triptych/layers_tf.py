@@ -49,6 +49,27 @@ def named_weights(layer: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from named_weights(value, f"{prefix}{name}.")
 
 
+class Table(Module):
+    """A layer whose weight has a row for each token or class."""
+
+    weight: Any
+
+    def resize(self, rows: int) -> None:
+        """Grow or shrink the table; new rows start at the mean of the old ones."""
+        old = tf.cast(self.weight.value, tf.float32)
+        width = old.shape[1]
+        mean = tf.reduce_mean(old, axis=0, keepdims=True)
+        new = tf.concat([old[:rows], tf.repeat(mean, max(0, rows - old.shape[0]), axis=0)], axis=0)
+        kept = self.weight
+        self._tracker.unlock()
+        self._untrack_variable(kept)
+        self.weight = self.add_weight(
+            shape=(rows, width), initializer="zeros", name="weight", dtype=kept.dtype, trainable=kept.trainable
+        )
+        self._tracker.lock()
+        self.weight.assign(new)
+
+
 class Conv1D(Module):
     """A linear layer whose weight is (in, out), as the published files of OpenAI GPT have it."""
 
@@ -62,7 +83,7 @@ class Conv1D(Module):
         return times(x, cast(self.weight, x.dtype)) + cast(self.bias, x.dtype)
 
 
-class Linear(Module):
+class Linear(Table):
     """A linear layer whose weight is (out, in)."""
 
     def __init__(
@@ -106,7 +127,7 @@ class LayerNorm(Module):
         return normal * cast(self.weight, x.dtype) + cast(self.bias, x.dtype)
 
 
-class Embedding(Module):
+class Embedding(Table):
     """A table of vectors, (rows, width)."""
 
     def __init__(self, rows: int, width: int, initializer_range: float, **kwargs: Any) -> None:
@@ -116,18 +137,3 @@ class Embedding(Module):
     def __call__(self, ids: Tensor) -> Tensor:
         """(...) -> (..., width)."""
         return tf.cast(tf.gather(self.weight.value, ids), self.compute_dtype)
-
-    def resize(self, rows: int) -> None:
-        """Grow or shrink the table; new rows start at the mean of the old ones."""
-        old = tf.cast(self.weight.value, tf.float32)
-        width = old.shape[1]
-        mean = tf.reduce_mean(old, axis=0, keepdims=True)
-        new = tf.concat([old[:rows], tf.repeat(mean, max(0, rows - old.shape[0]), axis=0)], axis=0)
-        kept = self.weight
-        self._tracker.unlock()
-        self._untrack_variable(kept)
-        self.weight = self.add_weight(
-            shape=(rows, width), initializer="zeros", name="weight", dtype=kept.dtype, trainable=kept.trainable
-        )
-        self._tracker.lock()
-        self.weight.assign(new)

@@ -99,12 +99,12 @@ def last_token(
 ) -> Tensor:
     """Where each row's last token is that is not padding: (B,) int32, for rows like `like` (B, T, ...).
 
-    Told by `attention_mask`, else by `pad_token_id`, else the last position. A row of padding alone gives its last
-    position.
+    Told by `attention_mask` (B, T), bool, else by `pad_token_id`, else the last position. A row of padding alone gives
+    its last position.
     """
     batch, length = tf.shape(like)[0], tf.shape(like)[1]
     if attention_mask is not None:
-        is_token = tf.reshape(attention_mask, [batch, -1])[:, -length:] != 0
+        is_token = tf.reshape(attention_mask, [batch, -1])[:, -length:]
     elif pad_token_id is not None and input_ids is not None:
         is_token = tf.reshape(input_ids, [batch, -1]) != pad_token_id
     else:

@@ -1,6 +1,7 @@
 """The base of the TensorFlow models: a Keras model with a configuration, weights on disk and the documented calls."""
 
 import copy
+import operator
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from inspect import signature
@@ -15,6 +16,7 @@ from triptych import outputs
 from triptych.checkpoints import pretrained_tf
 from triptych.configuration import PretrainedConfig
 from triptych.files import staged_folder
+from triptych.generation import decoding_tf
 from triptych.generation.configuration import GenerationConfig
 from triptych.inputs_tf import by_name
 from triptych.layers_tf import Embedding, Tensor, named_weights
@@ -148,6 +150,19 @@ class TFPreTrainedModel(keras.Model):  # type: ignore[misc]  # Keras publishes n
         found: Embedding = self.base_model.get_input_embeddings()
         return found
 
+    def set_input_embeddings(self, value: Any) -> None:
+        """Give the tokens other vectors: a tensor (V, C), or a layer that has such a `weight`; V may be another.
+
+        Raises: ValueError for another shape.
+        """
+        embedding = self.get_input_embeddings()
+        new = tf.convert_to_tensor(getattr(value, "weight", value))
+        width = embedding.weight.shape[1]
+        if new.shape.rank != 2 or new.shape[1] != width:
+            raise ValueError(f"Input embeddings must have shape (vocabulary, {width}); got {tuple(new.shape)}.")
+        self.resize_token_embeddings(new.shape[0])
+        embedding.weight.assign(new)
+
     def get_output_embeddings(self) -> Any:
         """The layer whose weight (V, C) makes hidden states logits; None where there is none."""
         return None
@@ -164,8 +179,7 @@ class TFPreTrainedModel(keras.Model):  # type: ignore[misc]  # Keras publishes n
         embedding = self.get_input_embeddings()
         if new_num_tokens is None or new_num_tokens == embedding.weight.shape[0]:
             return embedding
-        if not isinstance(new_num_tokens, int) or isinstance(new_num_tokens, bool) or new_num_tokens < 1:
-            raise ValueError(f"new_num_tokens must be a positive int; got {new_num_tokens!r}.")
+        new_num_tokens = _positive("new_num_tokens", new_num_tokens)
         head = self.get_output_embeddings()
         for layer in {id(each): each for each in (embedding, head) if each is not None}.values():
             layer.resize(new_num_tokens)
@@ -315,10 +329,40 @@ class TFPreTrainedModel(keras.Model):  # type: ignore[misc]  # Keras publishes n
         """Whether `generate` works: the class has a language model head."""
         return hasattr(cls, "next_token_logits")
 
+    def generate(
+        self,
+        inputs: Any = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Any = None,
+        seed: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Continue the prompts `inputs` (B, T); see `triptych.generation.decoding_tf.generate`.
+
+        Raises: TypeError when the class has no language model head.
+        """
+        return decoding_tf.generate(self, inputs, generation_config, logits_processor, seed, **kwargs)
+
+    compute_transition_scores = staticmethod(decoding_tf.compute_transition_scores)
+
     @property
     def max_positions(self) -> int | None:
         """How many tokens fit; None when there is no limit."""
         return self.config.max_position_embeddings  # type: ignore[no-any-return]
+
+
+def _positive(name: str, value: Any) -> int:
+    """An int, NumPy's too, that is at least 1.
+
+    Raises: ValueError for anything else.
+    """
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{name} must be a positive int; got {value!r}.")
+    return number
 
 
 def _labels_in(x: Any, y: Any) -> Any:

@@ -39,6 +39,11 @@ class H5File:
             self._places: dict[str, _Place] = {}
             for where, dataset in _datasets(h5py, self._file, path):
                 name, change = published_name(where)
+                if name in self._places:
+                    raise CheckpointError(
+                        f"A tensor must be in a file once, but {path} has {name} in {self._places[name].dataset.name} "
+                        f"and {dataset.name}. Ask the author for model.safetensors."
+                    )
                 self._places[name] = _Place(dataset, change)
             if not self._places:
                 raise CheckpointError(f"{path} holds no tensor of a model. Is it the file of another program?")
@@ -75,13 +80,23 @@ def open_file(path: Path, framework: str) -> H5File:
     return H5File(path)
 
 
-def _datasets(h5py: Any, group: Any, path: Path, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _datasets(
+    h5py: Any, group: Any, path: Path, where: tuple[str, ...] = (), met: set[Any] | None = None
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every dataset below a group, with its place.
+
+    `met` are the groups on all ways so far: a group that is in several places would be walked again in each, and groups
+    of such groups without end.
 
     Raises: UnsafeFileError for a link or data outside the file; CheckpointError for what is no tensor.
     """
-    if len(where) > 32:
-        raise CheckpointError(f"{path} has groups within groups without end. It is no file of weights.")
+    met = set() if met is None else met
+    if len(where) > 32 or group.id in met:
+        raise CheckpointError(
+            f"Each group of a file of weights lies in one place, but {'/'.join(where)} in {path} is an endless or a "
+            "second one. Ask the author for model.safetensors."
+        )
+    met.add(group.id)
     for name in group:
         here = (*where, name)
         at = "/".join(here)
@@ -93,7 +108,7 @@ def _datasets(h5py: Any, group: Any, path: Path, where: tuple[str, ...] = ()) ->
             )
         item = group[name]
         if isinstance(item, h5py.Group):
-            yield from _datasets(h5py, item, path, here)
+            yield from _datasets(h5py, item, path, here, met)
             continue
         if not isinstance(item, h5py.Dataset):
             raise CheckpointError(f"{at} in {path} must be a tensor; got a {type(item).__name__}.")

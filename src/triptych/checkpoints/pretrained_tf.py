@@ -58,8 +58,8 @@ def load_pretrained(
 ) -> Any:
     """Load a model of class `cls` from a folder, a hub name or a model of the package.
 
-    Weights are float32 whatever the file has; `dtype` is a policy of Keras for what the model computes in, such as
-    "mixed_float16", and keras.mixed_precision's global one if it is not given.
+    `dtype` is a policy of Keras, the global one if it is not given: "mixed_float16" computes in float16 and keeps
+    weights in float32, "bfloat16" does both in bfloat16. The file's own dtype plays no part.
     Where files come from: `cache_dir`, `force_download`, `local_files_only`, `token`, `revision`, `subfolder`,
     `variant`, `use_safetensors` (None: model.safetensors, then tf_model.h5, then pytorch_model.bin). PyTorch's files
     are read with or without `from_pt`, and no PyTorch is needed.

@@ -20,9 +20,11 @@ from jax import lax
 from triptych import inputs_flax
 from triptych.generation import logits_flax
 from triptych.generation.checks import as_ids, require_int
+from triptych.generation.compiled import Prompt, check_rows, is_pad_mask, refuse_unsupported, settle_padding
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.lengths import settle_length
-from triptych.generation.options import Request, check_token_ids, notice, resolve
+from triptych.generation.logits_rules import Call
+from triptych.generation.options import check_token_ids, resolve
 from triptych.generation.outputs import FlaxBeamSearchOutput, FlaxGreedySearchOutput, FlaxSampleOutput
 
 if TYPE_CHECKING:
@@ -31,40 +33,11 @@ if TYPE_CHECKING:
 Array = jax.Array
 OUT = -1.0e7  # the score of a beam that is none
 
-# Options that a compiled loop has no place for, beside those that no framework has.
-_NOT_COMPILED = (
-    ("stop_strings", lambda o: o.stop_strings is not None),
-    ("json_schema, regex", lambda o: o.json_schema is not None or o.regex is not None),
-    ("watermarking_config", lambda o: o.watermarking_config is not None),
-    ("max_time", lambda o: o.max_time is not None),
-    ("num_beam_groups", lambda o: o.num_beam_groups != 1),
+# Options that the loop in JAX has no place for, beside those that no compiled loop has.
+_NOT_IN_FLAX = (
     ("do_sample together with num_beams", lambda o: o.do_sample and o.num_beams != 1),
     ("output_scores", lambda o: o.output_scores),
-    ("output_attentions", lambda o: o.output_attentions),
-    ("output_hidden_states", lambda o: o.output_hidden_states),
-    ("use_cache=False", lambda o: not o.use_cache),
-    ("guidance_scale", lambda o: o.guidance_scale not in (None, 1)),
-    ("min_p", lambda o: bool(o.min_p)),
 )
-# The options that ask for a strategy which is not compiled.
-_NOT_HERE = {
-    "constrained beam": "constraints or force_words_ids",
-    "contrastive": "penalty_alpha",
-    "assisted": "prompt_lookup_num_tokens",
-}
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """`ids` (B, N); `mask` (B, N), True at tokens."""
-
-    ids: Any
-    mask: Any
-
-    @property
-    def width(self) -> int:
-        """N, how many positions the prompt takes."""
-        return int(self.ids.shape[1])
 
 
 def generate(
@@ -95,13 +68,13 @@ def generate(
     """
     request = resolve(model, generation_config, kwargs, inputs=frozenset({"attention_mask"}))
     options = request.options
-    _refuse_unsupported(request)
+    refuse_unsupported(request, "Flax", *_NOT_IN_FLAX)
     check_token_ids(options, model.config.vocab_size)
     for name in ("num_return_sequences", "num_beams"):
         require_int(name, getattr(options, name), 1)
     prompt = read_prompt(model, input_ids, request.model_inputs.get("attention_mask"), options)
     settle_length(request, prompt, model.max_positions)
-    _settle_padding(options, model.config.vocab_size)
+    settle_padding(options, model.config.vocab_size)
     program = _program(model, options, prompt.width, tuple(logits_processor or ()))
     variables = model.params if params is None else model.checked_params(params)
     key = jax.random.PRNGKey(0) if prng_key is None else prng_key
@@ -128,58 +101,17 @@ def read_prompt(model: "FlaxPreTrainedModel", input_ids: Any, mask: Any, options
     if ids.size == 0:
         raise ValueError(f"The prompt must hold at least one token; got shape {ids.shape}. To start, pass the bos id.")
     if mask is None:
-        pad, eos = options.pad_token_id, as_ids(options.eos_token_id)
-        is_padding = pad is not None and pad not in eos
-        return Prompt(ids, _checked(ids != pad if is_padding else jnp.ones(ids.shape, bool)))
+        mask = ids != options.pad_token_id if is_pad_mask(options) else jnp.ones(ids.shape, bool)
+        return Prompt(ids, _checked(mask))
     rows, length = ids.shape
     mask = inputs_flax.checked_mask(mask, rows, length, None)
     return Prompt(ids, _checked(mask))
 
 
 def _checked(mask: Any) -> Any:
-    if not inputs_flax.is_known(mask):
-        return mask
-    attended = np.asarray(mask)
-    if not attended.any(axis=1).all():
-        row = int(np.argwhere(~attended.any(axis=1))[0, 0])
-        raise ValueError(f"Each row needs a token to continue, but row {row} is all padding. Take it out of the batch.")
-    if not attended[:, -1].all():
-        notice(
-            "The batch is padded on the right, so texts are continued after their padding. "
-            "Pad on the left: tokenizer.padding_side = 'left'."
-        )
+    if inputs_flax.is_known(mask):
+        check_rows(np.asarray(mask))
     return mask
-
-
-def _refuse_unsupported(request: Request) -> None:
-    options = request.options
-    asked = [_NOT_HERE[request.strategy]] if request.strategy in _NOT_HERE else []
-    asked += [name for name, is_asked in _NOT_COMPILED if is_asked(options)]
-    if asked:
-        raise ValueError(
-            f"generate() in Flax supports greedy decoding, sampling and beam search in one compiled loop; {asked[0]} "
-            "is not supported. Leave it out."
-        )
-
-
-def _settle_padding(options: GenerationConfig, vocab_size: int) -> None:
-    """Choose what fills rows after their end.
-
-    Raises: ValueError for a pad token outside the vocabulary.
-    """
-    if options.eos_token_id is None:
-        return
-    if options.pad_token_id is None:
-        options.pad_token_id = as_ids(options.eos_token_id)[0]
-        notice(
-            f"pad_token_id is not set, so rows that end early are filled with eos_token_id={options.pad_token_id}. "
-            "Pass pad_token_id to choose."
-        )
-    if not 0 <= options.pad_token_id < vocab_size:
-        raise ValueError(
-            f"pad_token_id must be from 0 to {vocab_size - 1}, the vocabulary's size less one; "
-            f"got {options.pad_token_id}."
-        )
 
 
 def _program(
@@ -190,7 +122,7 @@ def _program(
     known = (options.to_json_string(use_diff=False), width, custom)
     programs: dict[Any, Any] = vars(model).setdefault("_programs", {})
     if known not in programs:
-        transform = logits_flax.transforms(logits_flax.Call(options, width), custom)
+        transform = logits_flax.transforms(Call(options, width), custom)
         loop = _beams if options.num_beams > 1 else _chosen
         step = _Step(model.module, model.init_cache, options.max_length)
 

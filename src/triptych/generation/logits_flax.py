@@ -1,14 +1,14 @@
 """Logits transforms in JAX: functions that change the next token's scores inside the compiled loop of `generate`.
 
-Each option that asks for one has a row in a table; the order is the documented one. A transform maps the ids so far
+`logits_rules` tells which options ask for which of them, in which order. A transform maps the ids so far
 (B, L), of which the first `length` are there, and scores (B, V) to scores (B, V). `length` is an array that changes
 from step to step, so every transform does the same work at every step.
 
 Shapes: B rows, N ids of the prompt, L ids of the longest text, V vocabulary.
 """
 
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,34 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from triptych.generation.checks import INF, as_ids, bias_pairs, require_ids, require_int, require_number
-from triptych.generation.configuration import GenerationConfig
+from triptych.generation import logits_rules
+from triptych.generation.checks import INF, as_ids, require_ids, require_int, require_number, require_open_share
+from triptych.generation.logits_rules import Call
 
 Array = jax.Array
 Transform = Callable[[Array, Array, Any], Array]  # ids (B, L), scores (B, V), length -> scores (B, V)
-
-
-@dataclass(frozen=True)
-class Call:
-    """What the table reads: the options `o`, and the prompt's `length` N."""
-
-    o: Any  # GenerationConfig; a row reads only options that it found set
-    length: int
-
-    @property
-    def begin(self) -> int:
-        """The row's length where the first free token is chosen, behind what is forced."""
-        shifted = self.length + int(self.length == 1 and self.o.forced_bos_token_id is not None)
-        forced = self.o.forced_decoder_ids
-        return shifted + (int(forced[-1][0] or 0) if forced else 0)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One transform: when it is wanted, and how it is made."""
-
-    wanted: Callable[[GenerationConfig], Any]
-    make: Callable[[Call], Transform]
 
 
 def transforms(call: Call, custom: Sequence[Transform] | None) -> Transform:
@@ -51,18 +29,7 @@ def transforms(call: Call, custom: Sequence[Transform] | None) -> Transform:
 
     Raises: ValueError for an option out of its range.
     """
-    normal: list[Transform] = [log_probabilities] if call.o.renormalize_logits else []
-    made: list[Transform] = [row.make(call) for row in RULES if row.wanted(call.o)]
-    made += [*(custom or ()), *normal]
-    if call.o.do_sample:
-        made += [*(row.make(call) for row in WARPERS if row.wanted(call.o)), *normal]
-
-    def transform(ids: Array, scores: Array, length: Any) -> Array:
-        for step in made:
-            scores = step(ids, scores, length)
-        return scores
-
-    return transform
+    return logits_rules.transforms(sys.modules[__name__], call, custom)
 
 
 def log_probabilities(ids: Array, scores: Array, length: Any) -> Array:
@@ -150,18 +117,6 @@ def biased(pairs: Sequence[tuple[Sequence[int], float]]) -> Transform:
     return transform
 
 
-def no_bad_words(bad_words_ids: Any, eos_token_id: Any) -> Transform:
-    """Forbid the token that would complete one of the words; a word that is only the end is let be."""
-    if not isinstance(bad_words_ids, Sequence) or not bad_words_ids:
-        raise ValueError(f"bad_words_ids must be a non-empty list of lists of ids; got {bad_words_ids!r}.")
-    for word in bad_words_ids:
-        if isinstance(word, int):
-            raise ValueError(f"bad_words_ids must be a list of lists of ids; got {bad_words_ids!r}.")
-        require_ids("each word of bad_words_ids", word)
-    ends = [[eos] for eos in as_ids(eos_token_id)]
-    return biased([(tuple(word), -INF) for word in bad_words_ids if list(word) not in ends])
-
-
 # -- the end and the beginning -------------------------------------------------------------------------------------
 
 
@@ -183,20 +138,6 @@ def forced(name: str, ids: Any, place: int) -> Transform:
     """Make one of `ids` the token at `place`."""
     require_ids(name, ids)
     return at_length(lambda length: length == place, lambda scores: _only(scores, as_ids(ids)))
-
-
-def forced_at_places(pairs: Any) -> Transform:
-    """Force tokens at places: [place in the row, token id] pairs; an id of None forces none."""
-    if not isinstance(pairs, Sequence) or any(not isinstance(p, Sequence) or len(p) != 2 for p in pairs):
-        raise ValueError(f"forced_decoder_ids must be a list of [place, token id] pairs; got {pairs!r}.")
-    made = [forced("forced_decoder_ids", token, place) for place, token in pairs if token is not None]
-
-    def transform(ids: Array, scores: Array, length: Any) -> Array:
-        for step in made:
-            scores = step(ids, scores, length)
-        return scores
-
-    return transform
 
 
 def rising_end(pair: Any, eos_token_id: Any, prompt_length: int) -> Transform:
@@ -269,7 +210,7 @@ def top_p(share: Any) -> Transform:
 
 def typical(mass: Any) -> Transform:
     """Keep the tokens of nearly the expected surprise, up to the probability `mass` (Meister et al., 2022)."""
-    _require_open_share("typical_p", mass)
+    require_open_share("typical_p", mass)
 
     def transform(ids: Array, scores: Array, length: Any) -> Array:
         log_p = jax.nn.log_softmax(scores, axis=-1)
@@ -292,13 +233,13 @@ def _where_unsorted(scores: Array, out: Array, order: Array) -> Array:
 
 def epsilon(least: Any) -> Transform:
     """Keep the tokens whose probability is at least `least` (Hewitt et al., 2022)."""
-    _require_open_share("epsilon_cutoff", least)
+    require_open_share("epsilon_cutoff", least)
     return lambda ids, scores, length: _cut(scores, jax.nn.softmax(scores, axis=-1) < least)
 
 
 def eta(value: Any) -> Transform:
     """Keep the tokens of probability min(eta, sqrt(eta) * exp(-entropy)) or more (Hewitt et al., 2022)."""
-    _require_open_share("eta_cutoff", value)
+    require_open_share("eta_cutoff", value)
 
     def transform(ids: Array, scores: Array, length: Any) -> Array:
         log_p = jax.nn.log_softmax(scores, axis=-1)
@@ -311,70 +252,3 @@ def eta(value: Any) -> Transform:
 
 def _cut(scores: Array, out: Array) -> Array:
     return jnp.where(out & (scores < scores.max(axis=-1, keepdims=True)), -INF, scores)
-
-
-def _require_open_share(name: str, value: Any) -> None:
-    if not isinstance(value, int | float) or not 0 < value < 1:
-        raise ValueError(f"{name} must lie between 0 and 1, both excluded; got {value!r}.")
-
-
-# -- the tables ----------------------------------------------------------------------------------------------------
-
-
-def _is_set(name: str, neutral: float) -> Callable[[GenerationConfig], bool]:
-    return lambda o: getattr(o, name) not in (None, neutral)
-
-
-RULES = (
-    Row(lambda o: o.sequence_bias is not None, lambda c: biased(bias_pairs(c.o.sequence_bias))),
-    Row(
-        _is_set("encoder_repetition_penalty", 1.0),
-        lambda c: prompt_repetition(c.o.encoder_repetition_penalty, c.length),
-    ),
-    Row(_is_set("repetition_penalty", 1.0), lambda c: repetition(c.o.repetition_penalty)),
-    Row(
-        _is_set("no_repeat_ngram_size", 0),
-        lambda c: no_repeats("no_repeat_ngram_size", c.o.no_repeat_ngram_size),
-    ),
-    Row(
-        _is_set("encoder_no_repeat_ngram_size", 0),
-        lambda c: no_repeats("encoder_no_repeat_ngram_size", c.o.encoder_no_repeat_ngram_size, c.length),
-    ),
-    Row(lambda o: o.bad_words_ids is not None, lambda c: no_bad_words(c.o.bad_words_ids, c.o.eos_token_id)),
-    Row(
-        lambda o: o.min_length and o.eos_token_id is not None,
-        lambda c: shortest("min_length", c.o.min_length, 0, c.o.eos_token_id),
-    ),
-    Row(
-        lambda o: o.min_new_tokens and o.eos_token_id is not None,
-        lambda c: shortest("min_new_tokens", c.o.min_new_tokens, c.length, c.o.eos_token_id),
-    ),
-    Row(
-        lambda o: o.forced_bos_token_id is not None,
-        lambda c: forced("forced_bos_token_id", c.o.forced_bos_token_id, 1),
-    ),
-    Row(
-        lambda o: o.forced_eos_token_id is not None,
-        lambda c: forced("forced_eos_token_id", c.o.forced_eos_token_id, c.o.max_length - 1),
-    ),
-    Row(lambda o: o.remove_invalid_values, lambda c: finite),
-    Row(
-        lambda o: o.exponential_decay_length_penalty is not None,
-        lambda c: rising_end(c.o.exponential_decay_length_penalty, c.o.eos_token_id, c.length),
-    ),
-    Row(lambda o: o.suppress_tokens, lambda c: suppressed("suppress_tokens", c.o.suppress_tokens)),
-    Row(
-        lambda o: o.begin_suppress_tokens,
-        lambda c: suppressed("begin_suppress_tokens", c.o.begin_suppress_tokens, c.begin),
-    ),
-    Row(lambda o: o.forced_decoder_ids is not None, lambda c: forced_at_places(c.o.forced_decoder_ids)),
-)
-
-WARPERS = (
-    Row(_is_set("temperature", 1.0), lambda c: temperature(c.o.temperature)),
-    Row(_is_set("top_k", 0), lambda c: top_k(c.o.top_k)),
-    Row(_is_set("top_p", 1.0), lambda c: top_p(c.o.top_p)),
-    Row(_is_set("typical_p", 1.0), lambda c: typical(c.o.typical_p)),
-    Row(_is_set("epsilon_cutoff", 0.0), lambda c: epsilon(c.o.epsilon_cutoff)),
-    Row(_is_set("eta_cutoff", 0.0), lambda c: eta(c.o.eta_cutoff)),
-)

@@ -63,6 +63,43 @@ class FlaxBeamSearchOutput(ModelOutput):
     scores: Any = None
 
 
+@dataclass
+class TFGreedySearchDecoderOnlyOutput(ModelOutput):
+    """`sequences` (B, L), prompt included, filled with pad_token_id after the end; `scores`, one (B, V) a new token."""
+
+    sequences: Any = None
+    scores: Any = None
+    attentions: Any = None
+    hidden_states: Any = None
+
+
+@dataclass
+class TFSampleDecoderOnlyOutput(TFGreedySearchDecoderOnlyOutput):
+    """As of greedy decoding, (B * num_return_sequences, …)."""
+
+
+@dataclass
+class TFBeamSearchDecoderOnlyOutput(ModelOutput):
+    """`sequences` (rows, L), prompt included, filled with pad_token_id after the end, rows = B * num_return_sequences.
+
+    `sequences_scores` (rows,): the sum of log probabilities over the number of new tokens to the power of
+    length_penalty. `scores`, if asked for: one (B * num_beams, V) for each new token. `beam_indices` (rows, new
+    tokens): which row of the scores each token came from; -1 after the end.
+    """
+
+    sequences: Any = None
+    sequences_scores: Any = None
+    scores: Any = None
+    beam_indices: Any = None
+    attentions: Any = None
+    hidden_states: Any = None
+
+
+@dataclass
+class TFBeamSampleDecoderOnlyOutput(TFBeamSearchDecoderOnlyOutput):
+    """As of beam search."""
+
+
 # The documented names of older releases.
 GreedySearchDecoderOnlyOutput = GenerateDecoderOnlyOutput
 SampleDecoderOnlyOutput = GenerateDecoderOnlyOutput

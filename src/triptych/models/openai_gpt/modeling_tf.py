@@ -35,10 +35,10 @@ class TFOpenAIGPTAttention(Module):
         if config.n_embd % config.n_head:
             raise ValueError(f"n_embd must be a multiple of n_head; got {config.n_embd} and {config.n_head}.")
         self.heads, self.head_dim = config.n_head, config.n_embd // config.n_head
-        self.c_attn = Conv1D(3 * config.n_embd, config.n_embd, config.initializer_range)
-        self.c_proj = Conv1D(config.n_embd, config.n_embd, config.initializer_range)
-        self.attn_dropout = keras.layers.Dropout(config.attn_pdrop)
-        self.resid_dropout = keras.layers.Dropout(config.resid_pdrop)
+        self.c_attn = Conv1D(3 * config.n_embd, config.n_embd, config.initializer_range, dtype=self.dtype_policy)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd, config.initializer_range, dtype=self.dtype_policy)
+        self.attn_dropout = keras.layers.Dropout(config.attn_pdrop, dtype=self.dtype_policy)
+        self.resid_dropout = keras.layers.Dropout(config.resid_pdrop, dtype=self.dtype_policy)
 
     def __call__(
         self,
@@ -79,11 +79,11 @@ class TFOpenAIGPTMLP(Module):
 
     def __init__(self, config: OpenAIGPTConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.c_fc = Conv1D(4 * config.n_embd, config.n_embd, config.initializer_range)
-        self.c_proj = Conv1D(config.n_embd, 4 * config.n_embd, config.initializer_range)
+        self.c_fc = Conv1D(4 * config.n_embd, config.n_embd, config.initializer_range, dtype=self.dtype_policy)
+        self.c_proj = Conv1D(config.n_embd, 4 * config.n_embd, config.initializer_range, dtype=self.dtype_policy)
         # In this family's files "gelu" has always meant the tanh approximation.
         self.act = activation("gelu_new" if config.afn == "gelu" else config.afn)
-        self.dropout = keras.layers.Dropout(config.resid_pdrop)
+        self.dropout = keras.layers.Dropout(config.resid_pdrop, dtype=self.dtype_policy)
 
     def __call__(self, x: Tensor, training: bool) -> Tensor:  # (B, T, C) -> (B, T, C)
         out = self.c_proj(self.act(self.c_fc(x)))
@@ -95,10 +95,10 @@ class TFOpenAIGPTBlock(Module):
 
     def __init__(self, config: OpenAIGPTConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.attn = TFOpenAIGPTAttention(config)
-        self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
-        self.mlp = TFOpenAIGPTMLP(config)
-        self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.attn = TFOpenAIGPTAttention(config, dtype=self.dtype_policy)
+        self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon, dtype=self.dtype_policy)
+        self.mlp = TFOpenAIGPTMLP(config, dtype=self.dtype_policy)
+        self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon, dtype=self.dtype_policy)
 
     def __call__(
         self,
@@ -133,10 +133,11 @@ class TFOpenAIGPTModel(TFOpenAIGPTPreTrainedModel):
 
     def __init__(self, config: OpenAIGPTConfig, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(config, *inputs, **kwargs)
-        self.tokens_embed = Embedding(config.vocab_size, config.n_embd, config.initializer_range)
-        self.positions_embed = Embedding(config.n_positions, config.n_embd, config.initializer_range)
-        self.drop = keras.layers.Dropout(config.embd_pdrop)
-        self.h = [TFOpenAIGPTBlock(config) for _ in range(config.n_layer)]
+        width, spread = config.n_embd, config.initializer_range
+        self.tokens_embed = Embedding(config.vocab_size, width, spread, dtype=self.dtype_policy)
+        self.positions_embed = Embedding(config.n_positions, width, spread, dtype=self.dtype_policy)
+        self.drop = keras.layers.Dropout(config.embd_pdrop, dtype=self.dtype_policy)
+        self.h = [TFOpenAIGPTBlock(config, dtype=self.dtype_policy) for _ in range(config.n_layer)]
 
     def get_input_embeddings(self) -> Embedding:
         """The token embedding `tokens_embed`, weight (V, C)."""
@@ -207,7 +208,7 @@ class TFOpenAIGPTModel(TFOpenAIGPTPreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         x, shape = self._embedded(input_ids, inputs_embeds, token_type_ids)  # (B, T, C)
         length = x.shape[1] if x.shape[1] is not None else tf.shape(x)[1]
-        positions = checked_positions(position_ids, attention_mask, length, config.n_positions)
+        positions = checked_positions(position_ids, attention_mask, x, length, config.n_positions)
         x += self.positions_embed(positions)
         if training:
             x = self.drop(x, training=True)
@@ -246,8 +247,14 @@ class TFOpenAIGPTModel(TFOpenAIGPTPreTrainedModel):
             x = self.tokens_embed(as_rows(given))
         else:
             given = tf.convert_to_tensor(inputs_embeds)
-            if given.shape.rank is not None and given.shape.rank < 3:
-                raise ValueError(f"inputs_embeds must have shape (batch, length, n_embd); got {tuple(given.shape)}.")
+            if given.shape.rank is not None and (
+                given.shape.rank < 3 or given.shape[-1] not in (None, self.config.n_embd)
+            ):
+                raise ValueError(
+                    f"inputs_embeds must have shape (batch, length, {self.config.n_embd}); got {tuple(given.shape)}."
+                )
+            if not given.dtype.is_floating:
+                raise TypeError(f"inputs_embeds must be vectors of real numbers; got {given.dtype.name}.")
             axes = None if given.shape.rank == 3 else tf.shape(given)[:-2]
             x = tf.cast(tf.reshape(given, [-1, tf.shape(given)[-2], self.config.n_embd]), self.compute_dtype)
         if token_type_ids is not None:
@@ -272,7 +279,7 @@ class _WithHead(TFOpenAIGPTPreTrainedModel):
 
     def __init__(self, config: OpenAIGPTConfig, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(config, *inputs, **kwargs)
-        self.transformer = TFOpenAIGPTModel(config, name="transformer")
+        self.transformer = TFOpenAIGPTModel(config, name="transformer", dtype=self.dtype_policy)
 
 
 class _WithLMHead(_WithHead):
@@ -283,7 +290,8 @@ class _WithLMHead(_WithHead):
     def __init__(self, config: OpenAIGPTConfig, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(config, *inputs, **kwargs)
         if not config.tie_word_embeddings:
-            self.lm_head = Linear(config.n_embd, config.vocab_size, config.initializer_range, bias=False)
+            width, spread = config.n_embd, config.initializer_range
+            self.lm_head = Linear(width, config.vocab_size, spread, bias=False, dtype=self.dtype_policy)
 
     def get_output_embeddings(self) -> Any:
         """The layer whose weight (V, C) is the head's: `lm_head`, or the token embedding where they are tied."""
@@ -388,9 +396,9 @@ class TFOpenAIGPTSummary(Module):
             )
         self.kind = config.summary_type
         width = config.num_labels if config.summary_proj_to_labels else config.n_embd
-        self.first_dropout = keras.layers.Dropout(config.summary_first_dropout)
+        self.first_dropout = keras.layers.Dropout(config.summary_first_dropout, dtype=self.dtype_policy)
         if config.summary_use_proj:
-            self.summary = Linear(config.n_embd, width, config.initializer_range)
+            self.summary = Linear(config.n_embd, width, config.initializer_range, dtype=self.dtype_policy)
         self.uses_projection = config.summary_use_proj
         self.activation = activation(config.summary_activation or "linear")
 
@@ -425,7 +433,7 @@ class TFOpenAIGPTDoubleHeadsModel(_WithLMHead):
     def __init__(self, config: OpenAIGPTConfig, *inputs: Any, **kwargs: Any) -> None:
         config.num_labels = 1
         super().__init__(config, *inputs, **kwargs)
-        self.multiple_choice_head = TFOpenAIGPTSummary(config)
+        self.multiple_choice_head = TFOpenAIGPTSummary(config, dtype=self.dtype_policy)
 
     def call(
         self,
@@ -510,7 +518,8 @@ class TFOpenAIGPTForSequenceClassification(_WithHead):
     def __init__(self, config: OpenAIGPTConfig, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(config, *inputs, **kwargs)
         self.num_labels = config.num_labels
-        self.score = Linear(config.n_embd, config.num_labels, config.initializer_range, bias=False)
+        width, spread = config.n_embd, config.initializer_range
+        self.score = Linear(width, config.num_labels, spread, bias=False, dtype=self.dtype_policy)
 
     def call(
         self,
