@@ -450,6 +450,9 @@ def test_what_beams_cannot_do_is_refused_before_any_work(
         raise AssertionError("the model was run")
 
     class Streamer:
+        def put(self, value):
+            raise AssertionError("work was done")
+
         def end(self) -> None:
             pass
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -48,9 +49,10 @@ def test_a_forward_of_ones_own_may_give_its_cache_as_plain_tuples(options):
 
 
 @every_strategy
-def test_a_cache_that_a_hook_keeps_stays_as_it_was(options):
+@pytest.mark.parametrize("watched", ["", "transformer"])
+def test_a_cache_that_a_hook_keeps_stays_as_it_was(options, watched):
     model, kept = gpt_neo_models.make(), []
-    model.register_forward_hook(
+    model.get_submodule(watched).register_forward_hook(
         lambda module, args, out: kept.append([(x, x.clone()) for pair in out.past_key_values for x in pair])
     )
     model.generate(PROMPT, **PLAIN, **options)
@@ -100,7 +102,7 @@ def test_a_transform_used_in_inference_mode_works_under_autograd_afterwards():
 @pytest.mark.parametrize("argument", ["logits_processor", "stopping_criteria"])
 def test_one_object_in_place_of_a_list_is_refused_by_name(argument):
     one = {"logits_processor": Keeps(), "stopping_criteria": StoppingCriteria()}[argument]
-    with pytest.raises(TypeError, match=f"{argument} must be a list; got .*Pass"):
+    with pytest.raises(TypeError, match=f"{argument} must be a list of objects that can be called"):
         gpt_neo_models.make().generate(PROMPT, **{argument: one}, **PLAIN)
 
 
@@ -152,3 +154,48 @@ def test_constraints_leave_guided_scores_as_beams_have_them():
     free = model.generate(PROMPT, **PLAIN, **told)
     bound = model.generate(PROMPT, force_words_ids=[[7]], **PLAIN, **told)
     torch.testing.assert_close(bound.scores[0], free.scores[0], atol=2e-5, rtol=0)
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = gpt_neo_models.make()
+    given = {name: np.int64(value) for name, value in PLAIN.items() if value is not None}
+    assert model.generate(PROMPT, num_beams=np.int32(2), eos_token_id=None, **given).equal(
+        model.generate(PROMPT, num_beams=2, **PLAIN)
+    )
+
+
+CACHE = ((torch.zeros(2, 3, 4, 4), 5), (torch.zeros(2, 3, 4, 4), 5))
+WRONG = [
+    ({"generation_config": {"max_new_tokens": 2}}, TypeError, "generation_config must be a GenerationConfig; got dict"),
+    ({"num_beams": None}, ValueError, "num_beams must be an int"),
+    ({"num_beams": 2, "length_penalty": None}, ValueError, "length_penalty must be a number"),
+    ({"eos_token_id": "a"}, TokenIdError, "eos_token_id must be a token id, an int; got 'a'"),
+    ({"pad_token_id": 1.5}, TokenIdError, "pad_token_id must be a token id, an int; got 1.5"),
+    ({"eos_token_id": 3, "exponential_decay_length_penalty": (1, "x")}, ValueError, "factor of .* must be a number"),
+    ({"exponential_decay_length_penalty": (1, 1.2)}, ValueError, "Pass eos_token_id too"),
+    ({"sequence_bias": {(5,): "a"}}, ValueError, "a bias is a number; got 'a'"),
+    ({"sequence_bias": {(5,): float("nan")}}, ValueError, "a bias is a number; got nan"),
+    ({"forced_decoder_ids": [5]}, ValueError, r"forced_decoder_ids must be a list of \[place, token id\] pairs"),
+    ({"eos_token_id": 3, "min_length": "4"}, ValueError, "min_length must be an int"),
+    ({"num_beams": 2, "constraints": []}, ValueError, "constraints must be a non-empty list"),
+    ({"num_beams": 2, "constraints": 5}, ValueError, "constraints must be a non-empty list"),
+    ({"streamer": 5}, TypeError, r"streamer must have put\(\) and end\(\).*; got int"),
+    ({"attention_mask": [[1] * 5] * 2}, TypeError, "attention_mask must be a tensor; got list"),
+    (
+        {"inputs_embeds": torch.ones(2, 5, 7)},
+        ValueError,
+        "inputs_embeds must have .* hidden_size=12",
+    ),
+    ({"past_key_values": CACHE}, TypeError, "past_key_values must be a .* pair of tensors for each layer"),
+    ({"logits_processor": [5]}, TypeError, "logits_processor must be a list of objects that can be called"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "says"), WRONG)
+def test_values_of_a_wrong_kind_are_refused_by_name_before_any_work(options, kind, says, monkeypatch):
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr(GPTNeoForCausalLM, "next_token_logits", refuse)
+    with pytest.raises(kind, match=says):
+        gpt_neo_models.make().generate(PROMPT, **PLAIN | options)

@@ -1,7 +1,7 @@
 """Checks of the options of `generate` that every framework's transforms share."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 INF = float("inf")
 TokenIds = int | Sequence[int]
@@ -88,6 +88,8 @@ def bias_pairs(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
         if not isinstance(item, Sequence) or len(item) != 2 or isinstance(item[0], int):
             raise ValueError(f"{rule}; got {item!r} in it.")
         require_ids("each sequence of sequence_bias", item[0])
+        if not isinstance(item[1], SupportsFloat) or float(item[1]) != float(item[1]):
+            raise ValueError(f"{rule}, and a bias is a number; got {item[1]!r}.")
         pairs.append((tuple(item[0]), float(item[1])))
     if not pairs:
         raise ValueError(f"{rule}; got {value!r}.")

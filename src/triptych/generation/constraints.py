@@ -277,6 +277,8 @@ def read_constraints(constraints: Any, force_words_ids: Any) -> list[Any]:
 
     Raises: ValueError for what has neither form, and for objects that are no constraints.
     """
+    if constraints is not None and (not isinstance(constraints, Sequence) or not constraints):
+        raise ValueError(f"constraints must be a non-empty list of Constraint objects; got {constraints!r}.")
     made = list(constraints or ())
     for one in made:
         if not isinstance(one, Constraint):

@@ -95,6 +95,8 @@ def generate(
     Raises: ValueError for options that are out of range or exclude each other; UnknownOptionError; TokenIdError;
         SequenceTooLongError. A GenerationWarning names options of the call that have no effect in it.
     """
+    if not all(hasattr(streamer, name) for name in ("put", "end") if streamer is not None):
+        raise TypeError(f"streamer must have put() and end(), as a TextStreamer has; got {type(streamer).__name__}.")
     try:
         ids, tokenizer = _one_prompt(inputs, kwargs.pop("input_ids", None)), kwargs.pop("tokenizer", None)
         arguments = {

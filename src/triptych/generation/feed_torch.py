@@ -45,6 +45,9 @@ class Feed:
         self.model = model
         self.in_step = in_step
         self.cached = bool(options.use_cache) and model.decodes_with_cache
+        base = model.base_model
+        # whether nobody but this package has seen the caches between
+        self.private = model.forward_is_published and not (base._forward_hooks or base._forward_pre_hooks)
         self.copies = copies if self.cached else 1  # still to be made
         self.prompt = prompt if self.cached else prompt.repeated(copies)
         self.places: list[int] | None = None  # of the cache, one for each row of ids; None while they are in order
@@ -64,7 +67,7 @@ class Feed:
         if self.cached:
             # A cache that is handed out, or shown to a forward of the user's own, is the documented one; and only a
             # whole one goes back and aside.
-            windowed = model.forward_is_published and not options.return_dict_in_generate and not whole
+            windowed = self.private and not options.return_dict_in_generate and not whole
             past = self.prompt.past
             capacity = self.full - 1 + ahead
             self.cache = past if past is not None else model.new_cache(len(self.prompt.ids), capacity, windowed)
@@ -117,7 +120,7 @@ class Feed:
         """
         if not self.cached:
             return
-        if not self.model.forward_is_published:  # it may have kept what it was given
+        if not self.private:  # someone may have kept what it was given
             self.cache = self.cache.reorder(self._index(parents))
             return
         places = parents if self.places is None else [self.places[parent] for parent in parents]
@@ -185,8 +188,8 @@ class Feed:
 
     @property
     def _to_go_back(self) -> KeyValueCache:
-        """The cache to be written over behind a point; one that a forward of the user's own may have kept is copied."""
-        return self.cache if self.model.forward_is_published else KeyValueCache(self.cache)
+        """The cache to be written over behind a point; one that someone may have kept is copied."""
+        return self.cache if self.private else KeyValueCache(self.cache)
 
     def _embedded(self, new_ids: Tensor) -> Tensor:
         embeds = self.prompt.embeds

@@ -57,6 +57,8 @@ def settle_length(request: Request, prompt: Prompt, max_positions: int | None, *
 
 def _check_minimum(request: Request, length: int) -> None:
     options = request.options
+    for name in ("min_length", "min_new_tokens"):
+        require_int(name, getattr(options, name) or 0, 0)
     least = {"min_length": options.min_length or 0, "min_new_tokens": options.min_new_tokens or 0}
     name = "min_length" if least["min_length"] >= length + least["min_new_tokens"] else "min_new_tokens"
     shortest = max(least["min_length"], length + least["min_new_tokens"])

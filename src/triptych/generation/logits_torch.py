@@ -308,7 +308,7 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
         for row, ids in enumerate(input_ids):
             prompt = row // self.num_beams
             allowed = self.prefix_allowed_tokens_fn(prompt, ids)
-            if len(allowed) == 0:
+            if allowed is None or len(allowed) == 0:
                 raise ValueError(
                     f"prefix_allowed_tokens_fn must name at least one token, but named none for row {prompt} after "
                     f"{len(ids)} tokens. Let it name an eos_token_id where a text may end."
@@ -428,6 +428,10 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
         pair = self.exponential_decay_length_penalty
         if not isinstance(pair, Sequence) or len(pair) != 2:
             raise ValueError(f"exponential_decay_length_penalty must be (start, factor); got {pair!r}.")
+        require_number("the start of exponential_decay_length_penalty", pair[0], least=-INF)
+        require_number("the factor of exponential_decay_length_penalty", pair[1], least=-INF)
+        if self.eos_token_id is None:
+            raise ValueError("exponential_decay_length_penalty raises the end's score. Pass eos_token_id too.")
         require_ids("eos_token_id", self.eos_token_id)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

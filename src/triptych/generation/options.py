@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from triptych.errors import GenerationWarning, TokenIdError, UnknownOptionError
 from triptych.generation import strategies
 from triptych.generation.configuration import DEFAULTS, GenerationConfig
@@ -51,8 +53,14 @@ def resolve(
     ValueError for options that are out of range or exclude each other.
     """
     own = _own_options(model)
+    if not isinstance(given, GenerationConfig | None):
+        raise TypeError(
+            f"generation_config must be a GenerationConfig; got {type(given).__name__}. Pass options by their names."
+        )
     options = copy.deepcopy(own if given is None else given)
-    kwargs = options.generation_kwargs | dict(kwargs)
+    kwargs = options.generation_kwargs | {
+        name: value.item() if isinstance(value, np.generic) else value for name, value in kwargs.items()
+    }
     arguments = {name: value for name, value in (arguments or {}).items() if value is not None}
     rest = options.update(**kwargs)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -116,6 +124,9 @@ def check_token_ids(options: GenerationConfig, vocab_size: int) -> None:
 
     Raises: TokenIdError naming the option and the id.
     """
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # of these some serve without being a token
+        if any(isinstance(token, str | float | bool) for token in flat(getattr(options, name))):
+            raise TokenIdError(f"{name} must be a token id, an int; got {getattr(options, name)!r}.")
     for name, ids in _named_ids(options):
         for token in ids:
             if not isinstance(token, int) or not 0 <= token < vocab_size:
@@ -136,10 +147,11 @@ def _named_ids(options: GenerationConfig) -> Iterator[tuple[str, list[Any]]]:
         if name == "sequence_bias" and value is not None:
             value = [pair[0] for pair in (value.items() if isinstance(value, Mapping) else value)]
         if name == "forced_decoder_ids" and value is not None:
-            value = [pair[1] for pair in value if pair[1] is not None]
+            value = [pair[1] for pair in value if isinstance(pair, Sequence) and pair[1:] and pair[1] is not None]
         yield name, flat(value)
     yield "force_words_ids", flat(options.force_words_ids)
-    yield "constraints", flat([getattr(one, "token_ids", None) for one in options.constraints or ()])
+    if isinstance(options.constraints, Sequence):
+        yield "constraints", flat([getattr(one, "token_ids", None) for one in options.constraints])
 
 
 def flat(value: Any) -> list[Any]:

@@ -207,8 +207,8 @@ def _made(table: Sequence[Row], call: Call) -> list[Any]:
 
 
 def _joined(made: list[Any], custom: Sequence[Any] | None, argument: str) -> list[Any]:
-    if not isinstance(custom, Sequence | None):
-        raise TypeError(f"{argument} must be a list; got {type(custom).__name__}. Pass [it].")
+    if not isinstance(custom, Sequence | None) or not all(map(callable, custom or ())):
+        raise TypeError(f"{argument} must be a list of objects that can be called; got {custom!r}. Wrap one: [it].")
     for own in custom or ():
         twin = next((item for item in made if type(item) is type(own)), None)
         if twin is not None:

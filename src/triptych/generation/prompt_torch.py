@@ -12,7 +12,7 @@ from torch import Tensor
 from triptych.errors import TokenIdError
 from triptych.generation.checks import require_number
 from triptych.generation.configuration import GenerationConfig
-from triptych.generation.options import Request, notice
+from triptych.generation.options import Request, flat, notice
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,20 @@ def read_prompt(model: Any, ids: Any, request: Request) -> Prompt:
     embeds, mask = given.pop("inputs_embeds", None), given.pop("attention_mask", None)
     positions, token_types = given.pop("position_ids", None), given.pop("token_type_ids", None)
     past = given.pop("past_key_values", None) or None
+    for name, value in {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}.items():
+        if not isinstance(value, Tensor | None):
+            raise TypeError(f"{name} must be a tensor; got {type(value).__name__}. Pass torch.tensor(...).")
     if ids is None:
         ids = _start(request.options.bos_token_id, 1 if embeds is None else len(embeds))
     _check_ids(ids, model.config.vocab_size)
     # a model whose first weights are kept on disk brings inputs to where they are used
     ids = ids.to(device=ids.device if model.device.type == "meta" else model.device, dtype=torch.long)
     rows, width = len(ids), ids.shape[1] if embeds is None else embeds.shape[1]
-    if embeds is not None and (embeds.dim() != 3 or len(embeds) != rows or not width):
-        raise ValueError(f"inputs_embeds must have shape ({rows}, length, hidden_size); got {tuple(embeds.shape)}.")
+    size = model.config.hidden_size
+    if embeds is not None and (embeds.dim() != 3 or len(embeds) != rows or not width or embeds.shape[2] != size):
+        raise ValueError(
+            f"inputs_embeds must have shape ({rows}, length, hidden_size={size}); got {tuple(embeds.shape)}."
+        )
     if mask is None:
         mask = _default_mask(ids, request) if embeds is None else None
     mask = _checked_mask(mask, rows, width)
@@ -180,6 +186,11 @@ def _checked_mask(mask: Tensor | None, rows: int, width: int, name: str = "atten
 
 def _check_past(config: Any, past: Any, rows: int, width: int, embeds: Tensor | None) -> None:
     layers, heads = config.num_hidden_layers, config.num_attention_heads
+    if not isinstance(past, tuple | list) or not all(isinstance(x, Tensor) for x in flat(past)):
+        raise TypeError(
+            f"past_key_values must be a (key, value) pair of tensors for each layer; got {type(past).__name__}. "
+            "Pass those of an output of this model."
+        )
     if len(past) != layers:
         raise ValueError(f"past_key_values needs one pair for each of the model's {layers} layers; got {len(past)}.")
     kinds = {(x.shape[1], x.shape[3]) if x.dim() == 4 else tuple(x.shape) for pair in past for x in pair}

@@ -146,7 +146,8 @@ def refuse_impossible(options: Options, arguments: Arguments, named: Collection[
     Raises: ValueError.
     """
     for name, check in RANGES.items():
-        if getattr(options, name) is not None:
+        needed = name == "num_beams" or (name in ("num_beam_groups", "length_penalty") and options.num_beams > 1)
+        if needed or getattr(options, name) is not None:
             check(getattr(options, name))
     for broken, says in IMPOSSIBLE:
         if broken(options, arguments):
