@@ -185,6 +185,9 @@ def beams(
     """
     count, longest = options.num_beams, options.max_length
     rows, width = prompt.shape
+    ids = as_ids(
+        options.eos_token_id
+    )  # each of the K may end in each: so many more are looked at, to have K that go on
     scores, cache, mask, positions = step.first(prompt, mask, count)
 
     def per_length(sums: Tensor, length: Any) -> Tensor:
@@ -201,17 +204,21 @@ def beams(
         length = state.length
         scores = transform(tf.reshape(state.running, [-1, longest]), tf.nn.log_softmax(scores, axis=-1), length)
         vocabulary = scores.shape[-1]
+        looked_at = 2 * count if options.do_sample else min(count * max(2, 1 + len(ids)), count * vocabulary)
         sums = tf.reshape(scores, [rows, count, vocabulary]) + state.running_scores[..., None]  # (B, K, V)
-        sums, places = _continuations(tf.reshape(sums, [rows, -1]), 2 * count, length, seed, options)  # (B, 2K)
+        sums, places = _continuations(tf.reshape(sums, [rows, -1]), looked_at, length, seed, options)  # (B, C)
         is_sound = state.is_sound & tf.reduce_all(tf.math.is_finite(sums[:, 0]))
         origin, tokens = places // vocabulary, places % vocabulary
+        ends = _ends(tokens, options)
+        tokens = (
+            tf.where(ends, ids[0], tokens) if ids else tokens
+        )  # as in PyTorch, all texts end in the first of the ids
         texts = _with_column(_picked(state.running, origin), length, tokens)
         flat_origin = origin + np.arange(rows)[:, None] * count
         origins = _with_column(_picked(state.running_origin, origin), length - width, flat_origin)
-        ends = _ends(tokens, options)
         running_scores, best = tf.math.top_k(tf.where(ends, sums + OUT, sums), count)  # (B, K)
         # Only an end among the K best counts, and only in a row that is not done: other rows do not keep it going.
-        counts = ends & (np.arange(2 * count) < count) & state.is_open[:, None]
+        counts = ends & (np.arange(looked_at) < count) & state.is_open[:, None]
         candidates = tf.where(counts, per_length(sums, length + 1), OUT)
         ended_scores, best_ended = tf.math.top_k(tf.concat([state.ended_scores, candidates], axis=1), count)
         has_ended = _picked(tf.concat([state.has_ended, counts], axis=1), best_ended)
