@@ -1,6 +1,7 @@
 """The layout that readers and users rely on: one guess, quick import, no framework where none is needed."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -135,3 +136,9 @@ def test_all_tracked_files_together_stay_small():
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True)
     files = [root / name for name in tracked.stdout.split("\0") if name]
     assert sum(path.stat().st_size for path in files if path.exists()) < 50e6
+
+
+@pytest.mark.skipif("CI" not in os.environ, reason="only continuous integration has to have them all")
+def test_continuous_integration_has_every_framework_so_that_no_test_is_left_out():
+    needed = {name for name, extra in frameworks.EXTRAS.items() if extra != "train"}
+    assert {name for name in needed if not frameworks.is_available(name)} == set()
