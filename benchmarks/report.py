@@ -122,5 +122,5 @@ def picture(results: list[Result], path: Path) -> None:
     axes.set_xlabel("longer is better; each row by itself")
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names), fontsize=8, frameon=False)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
