@@ -201,6 +201,7 @@ def main(
     learner.fit(
         train_batches.dataset(learner.optimizer.iterations),
         epochs=epochs,
+        shuffle=False,  # the batches are shuffled where they are made
         validation_data=valid_batches.dataset(),
         callbacks=[
             keras.callbacks.BackupAndRestore(str(out / "checkpoint"), double_checkpoint=True),

@@ -8,19 +8,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "docs/decoding.md",
-        "docs/explain.md",
-        "docs/flax.md",
-        "docs/fuyu.md",
-        "docs/grammars.md",
-        "docs/watermarks.md",
-    ],
+PAGES = (
+    "README.md",
+    *(f"docs/{page}.md" for page in ("decoding", "explain", "flax", "fuyu", "grammars", "tensorflow", "watermarks")),
 )
+
+
+@pytest.mark.filterwarnings("ignore:Not all weights:triptych.errors.LoadingWarning")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras reads weights so
+@pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, capsys):
     blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     assert blocks

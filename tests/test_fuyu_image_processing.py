@@ -455,7 +455,7 @@ def test_a_file_that_is_no_picture_or_not_there_is_named(tmp_path):
         (tmp_path / "text.png").write_bytes(content)
         with pytest.raises(ImageError, match=r"text\.png must be a picture"):
             open_image(tmp_path / "text.png")
-    with pytest.raises(ImageError, match="must be a picture"):
+    with pytest.raises(ImageError, match=r"A picture is needed but .* is a folder"):
         open_image(tmp_path)
 
 

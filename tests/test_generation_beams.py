@@ -435,7 +435,7 @@ def test_beams_of_a_picture_see_the_picture() -> None:
         ({"num_beams": 4, "force_words_ids": 3}, "non-empty list"),
         ({"num_beams": 4, "force_words_ids": [3]}, r"got 3 in it"),
         ({"num_beams": 4, "force_words_ids": [[]]}, r"got \[\] in it"),
-        ({"num_beams": 4, "force_words_ids": [[-3]]}, "none negative"),
+        ({"num_beams": 4, "force_words_ids": [[-3]]}, "must name token ids from 0"),
         ({"num_beams": 4, "force_words_ids": [[[1, 2], [3, "x"]]]}, "token id"),
         ({"num_beams": 4, "force_words_ids": [[[1, 2], 3]]}, "got 3 in it"),
         ({"num_beams": 4, "force_words_ids": [[[1, 2], [1]]]}, "begin with another"),

@@ -23,7 +23,6 @@ RUN = {"epochs": 4, "batch_size": 8, "peak_rate": 0.04, "warmup": 0.1, "valid_pa
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # Keras writes checkpoints so
     pytest.mark.filterwarnings("ignore:Not all weights:triptych.errors.LoadingWarning"),  # the head is new
-    pytest.mark.filterwarnings("ignore:`shuffle=True`:UserWarning"),
 ]
 
 

@@ -158,7 +158,7 @@ def test_generate_compiles_inside_a_function_of_the_user(model: Any) -> None:
         ({"num_return_sequences": 2}, ValueError, "num_return_sequences"),
         ({"num_beams": 2, "num_return_sequences": 3}, ValueError, "num_return_sequences"),
         ({"penalty_alpha": 0.5, "top_k": 4}, ValueError, "penalty_alpha"),
-        ({"output_attentions": True}, ValueError, "output_attentions"),
+        ({"output_attentions": True, "return_dict_in_generate": True}, ValueError, "output_attentions"),
         ({"stop_strings": ["a"]}, ValueError, "stop_strings"),
         ({"temprature": 2.0}, UnknownOptionError, "temperature"),
         ({"do_sample": True, "seed": 3}, ValueError, "two ints"),

@@ -78,6 +78,11 @@ LABELS = {
     "tokens": ("OpenAIGPTLMHeadModel", {}, None),
     "untied": ("OpenAIGPTLMHeadModel", {"tie_word_embeddings": False}, None),
     "classes": ("OpenAIGPTForSequenceClassification", {"num_labels": 3}, torch.tensor([2, 0, 1])),
+    "classes and a row that does not count": (
+        "OpenAIGPTForSequenceClassification",
+        {"num_labels": 3},
+        torch.tensor([2, -100, 1]),
+    ),
     "value": ("OpenAIGPTForSequenceClassification", {"num_labels": 1}, torch.tensor([0.5, -1.0, 2.0])),
     "values": (
         "OpenAIGPTForSequenceClassification",
@@ -104,10 +109,12 @@ def test_loss_and_gradients_are_the_same(case):
     loss.backward()
     with tf.GradientTape() as tape:
         value = ours(numbers(inputs), labels=labels.numpy()).loss
-    assert gap(value, loss[None]) <= TOLERANCE
+        mean = tf.reduce_mean(value)
+    assert value.shape == ((3,) if "Sequence" in head else (1,))
+    assert gap(tf.reduce_mean(value), loss) <= TOLERANCE
     assert ours.config.problem_type == theirs.config.problem_type
     weights = dict(ours.named_weights())
-    gradients = tape.gradient(value, [weight.value for weight in weights.values()])
+    gradients = tape.gradient(mean, [weight.value for weight in weights.values()])
     wanted = dict(theirs.named_parameters())
     for name, gradient in zip(weights, gradients, strict=True):
         found = tf.convert_to_tensor(gradient) if gradient is not None else tf.zeros(weights[name].shape)

@@ -1,7 +1,7 @@
 """Losses and pooling in TensorFlow. Labels of -100 do not count; losses are float32 whatever the logits are.
 
-Losses have shape (1,), as documented, so that `predict` can join them. Without a label that counts they are NaN, as in
-the other frameworks.
+A language model's loss has shape (1,) and that of sequences (B,), as documented, so that `predict` can join them; their
+means are the losses of the other frameworks. Without a label that counts they are NaN, as there.
 
 Shapes: B batch, T tokens, V vocabulary, N num_labels.
 """
@@ -23,11 +23,11 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Raises: ValueError for labels of another shape; LabelError for a label outside the vocabulary.
     """
     labels = _checked_classes(labels, logits)
-    return _mean_cross_entropy(logits[..., :-1, :], labels[..., 1:])
+    return tf.reduce_mean(_cross_entropies(logits[..., :-1, :], labels[..., 1:]))[None]
 
 
 def sequence_loss(logits: Tensor, labels: Tensor, config: PretrainedConfig) -> Tensor:
-    """The loss of `config.problem_type`; logits (B, N).
+    """The loss (B,) of each row by `config.problem_type`; logits (B, N).
 
     regression: mean squared error, labels (B,) or (B, N); single_label_classification: cross-entropy, labels (B,);
     multi_label_classification: binary cross-entropy, labels (B, N) of 0.0 and 1.0. A problem_type of None is found out
@@ -42,7 +42,7 @@ def sequence_loss(logits: Tensor, labels: Tensor, config: PretrainedConfig) -> T
     logits = tf.cast(logits, tf.float32)
     if problem == "single_label_classification":
         flat = tf.reshape(labels, [-1])
-        loss = _mean_cross_entropy(logits, _checked_classes(flat, logits))
+        loss = _cross_entropies(logits, _checked_classes(flat, logits))
     else:
         if config.num_labels == 1:
             logits, labels = tf.reshape(logits, [-1]), tf.reshape(labels, [-1])
@@ -53,18 +53,19 @@ def sequence_loss(logits: Tensor, labels: Tensor, config: PretrainedConfig) -> T
             if problem == "regression"
             else tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
         )
-        loss = tf.reshape(tf.reduce_mean(each), [1])
+        loss = each if config.num_labels == 1 else tf.reduce_mean(each, axis=-1)
     config.problem_type = problem
     return loss
 
 
-def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each label, scaled so that their mean is that of the labels that count; 0 at the others."""
     counts = labels != IGNORED
     each = tf.nn.sparse_softmax_cross_entropy_with_logits(
         labels=tf.where(counts, labels, 0), logits=tf.cast(logits, tf.float32)
     )
     weights = tf.cast(counts, tf.float32)
-    return tf.reshape(tf.reduce_sum(each * weights) / tf.reduce_sum(weights), [1])
+    return each * (weights / tf.reduce_mean(weights))
 
 
 def _problem_of(labels: Tensor, num_labels: int) -> str:

@@ -113,7 +113,7 @@ class TFPreTrainedModel(keras.Model):  # type: ignore[misc]  # Keras publishes n
             raise ValueError("The model's own loss takes no sample weights. Pass a loss: model.compile(loss=...).")
         found = y_pred.get("loss") if isinstance(y_pred, Mapping) else None
         loss = self.loss_of(self._predicted(y_pred, labels), labels) if found is None else found
-        own = [tf.reshape(loss, []), *self.losses]
+        own = [tf.reduce_mean(loss), *self.losses]
         return tf.add_n([tf.cast(each, tf.float32) for each in own])
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:

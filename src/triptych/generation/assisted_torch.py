@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triptych.generation.outputs import GenerateDecoderOnlyOutput
 from triptych.generation.run_torch import Rows, Run, Trace
+from triptych.generation.sampling_torch import draw, drawn
 
 if TYPE_CHECKING:
     from triptych.modeling_torch import NextToken
@@ -31,8 +32,7 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
         length = rows.length
         draft, drawn_from = drafter.propose(rows.ids, options.max_length - length - 1)  # (B, K)
         many = draft.shape[1]
-        text = rows.buffer[:, : length + many]
-        text[:, length:] = draft
+        text = torch.cat((rows.ids, draft), dim=1)  # not in the buffer: a transform may keep what it is given
         step = feed.step(text, last=many + 1)
         scores = [run.transforms(text[:, : length + i], step.logits[:, i]) for i in range(many + 1)]  # K + 1 of (B, V)
         tokens, accepted = _checked(torch.stack(scores, dim=1), draft, drawn_from, rows.running, options.do_sample)
@@ -58,7 +58,7 @@ def _checked(
     if not sample:
         tokens = scores.argmax(dim=-1)
     elif drawn_from is None:
-        tokens = torch.multinomial(scores.softmax(dim=-1).flatten(0, 1), 1).view(len(draft), many + 1)
+        tokens = drawn(scores.flatten(0, 1)).view(len(draft), many + 1)
     else:
         return _speculative(scores.softmax(dim=-1), draft, drawn_from.softmax(dim=-1), running)
     return tokens, _accepted(tokens[:, :many] == draft, running)
@@ -75,12 +75,11 @@ def _speculative(p: Tensor, draft: Tensor, q: Tensor, running: Tensor) -> tuple[
     accepted = _accepted(stands, running)
     rest = p[:, accepted]
     if accepted == many:
-        return torch.cat((draft, torch.multinomial(rest, 1)), dim=1), accepted
+        return torch.cat((draft, draw(rest)), dim=1), accepted
     over = (rest - q[:, accepted]).clamp(min=0.0)
     over = over.where(over.sum(dim=-1, keepdim=True) > 0, rest)  # p and q alike but for rounding
-    drawn = torch.multinomial(over, 1).squeeze(1)
     tokens = draft.clone()
-    tokens[:, accepted] = draft[:, accepted].where(stands[:, accepted], drawn)
+    tokens[:, accepted] = draft[:, accepted].where(stands[:, accepted], draw(over).squeeze(1))
     return tokens, accepted
 
 

@@ -17,6 +17,7 @@ from triptych.generation.checks import as_ids
 from triptych.generation.finished_torch import NEVER, Finished, History, Texts
 from triptych.generation.outputs import GenerateBeamDecoderOnlyOutput
 from triptych.generation.run_torch import Run, Trace
+from triptych.generation.sampling_torch import draw
 
 _HOPELESS = -1e9  # finite, so that such a beam is found even where nothing else is allowed
 _RULED_OUT = -1e300  # of a text that is worse than any but better than none; becomes -inf in float32
@@ -89,7 +90,7 @@ class Search:
         sums = (scores + totals).view(self.prompts, -1)  # (B, G * V)
         many = min(self.size * (2 if sampled else max(2, 1 + len(self.ends))), sums.shape[1])
         if sampled:
-            places = drawn(sums, many)
+            places = draw(sums.softmax(dim=-1), many)
             chosen, order = sums.gather(1, places).sort(dim=1, descending=True)
             places = places.gather(1, order)
         else:
@@ -174,23 +175,6 @@ def decode(run: Run) -> Tensor | GenerateBeamDecoderOnlyOutput:
             search.stop(verdict)
         if search.done or verdict is True:
             return output(search, trace, search.close())
-
-
-def drawn(sums: Tensor, many: int) -> Tensor:
-    """Different places (B, many), drawn by the probabilities that `sums` (B, n) stand for.
-
-    Raises: ValueError when they stand for none: a score is NaN or +inf, or everything is ruled out.
-    """
-    probabilities = sums.softmax(dim=-1)
-    try:
-        return torch.multinomial(probabilities, num_samples=many)
-    except RuntimeError as error:
-        if bool(probabilities.isfinite().all()):
-            raise
-        raise ValueError(
-            "The scores give no distribution to draw from: one is NaN or infinite, or all tokens are ruled out. "
-            "Use bfloat16 or float32 weights, allow more tokens, or pass remove_invalid_values=True."
-        ) from error
 
 
 def output(search: Search, trace: Trace, texts: Texts) -> Tensor | GenerateBeamDecoderOnlyOutput:

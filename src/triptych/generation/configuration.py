@@ -297,10 +297,9 @@ class GenerationConfig:
 
     def update(self, **kwargs: Any) -> dict[str, Any]:
         """Set the options among the keyword arguments; returns the others."""
-        for name in kwargs:
-            if hasattr(self, name):
-                setattr(self, name, kwargs[name])
-        return {name: value for name, value in kwargs.items() if not hasattr(self, name)}
+        known = {name for name in kwargs if name in vars(self)}  # not the methods' names
+        vars(self).update({name: kwargs[name] for name in known})
+        return {name: value for name, value in kwargs.items() if name not in known}
 
     def __eq__(self, other: object) -> bool:
         """Equal when every option is; versions and origins do not count."""

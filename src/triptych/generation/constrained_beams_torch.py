@@ -42,7 +42,7 @@ def decode(run: Run) -> Tensor | GenerateBeamDecoderOnlyOutput:
     beams = [_Open(ConstraintListState(constraints))] * len(run.prompt)  # what the prompt holds does not count
     while True:
         step = run.feed.step(search.ids)
-        scores = search.processed(step.logits.log_softmax(dim=-1))
+        scores = search.processed(run.feed.log_probabilities(step.logits))
         trace.add(scores, step)
         found, forced = search.candidates(scores), _forced(search, scores, beams)
         going = search.finish(found, allowed=_complete(search, beams).gather(1, found.parents))

@@ -122,6 +122,7 @@ def generate(
             copies = options.num_beams if options.num_beams > 1 else options.num_return_sequences
             rows = len(prompt.ids) * options.num_return_sequences
             if strategy == "assisted":  # drafts come before the first step
+                negative = negative and negative.repeated(copies)
                 prompt, copies = prompt.repeated(copies), 1
             how = {
                 "copies": copies,

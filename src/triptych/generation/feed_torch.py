@@ -15,6 +15,7 @@ from torch import Tensor
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.prompt_torch import Prompt
 from triptych.runtime.attention import AttentionMask
+from triptych.runtime.cache import KeyValueCache
 from triptych.runtime.preparing import end_if_changed
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Feed:
         """Take back what was fed behind the first `length` ids; those stay in the cache."""
         if self.cached and length + self.offset < self.seen:
             self.seen = length + self.offset
-            self.cache = self.cache.rewound(self.seen)
+            self.cache = self._to_go_back.rewound(self.seen)
 
     def branch(self, candidates: Tensor, *, one_by_one: bool = False) -> "NextToken":
         """What would follow each of `candidates` (B, K) as the next token: logits (B, K, V) and the rest likewise.
@@ -173,13 +174,21 @@ class Feed:
         )
 
     def _keep(self, chosen: Tensor) -> None:
-        self.cache = self.cache.with_branch(self.seen, chosen)
+        self.cache = self._to_go_back.with_branch(self.seen, chosen)
         self.seen += 1
 
     def _run(self, ids: Tensor | None, inputs: dict[str, Any]) -> "NextToken":
         if self.in_step is not None:
             self.in_step.announce()
-        return self.model.next_token_logits(ids, cache=self.cache, **inputs)
+        out = self.model.next_token_logits(ids, cache=self.cache, **inputs)
+        if out.cache is None or isinstance(out.cache, KeyValueCache):
+            return out
+        return out._replace(cache=KeyValueCache(out.cache))  # of a forward of the user's own, that gives a plain tuple
+
+    @property
+    def _to_go_back(self) -> KeyValueCache:
+        """The cache to be written over behind a point; one that a forward of the user's own may have kept is copied."""
+        return self.cache if self.model.forward_is_published else KeyValueCache(self.cache)
 
     def _embedded(self, new_ids: Tensor) -> Tensor:
         embeds = self.prompt.embeds

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych.errors import TokenIdError
 from triptych.generation.checks import (
     INF,
     TokenIds,
@@ -52,17 +53,23 @@ class LogitsProcessorList(list[Any]):
         Raises: ValueError when one of them needs a keyword argument that was not given.
         """
         for transform in self:
-            names = _extra_arguments(type(transform).__call__)
-            missing = [name for name in names if name not in kwargs]
+            names, needed = _extra_arguments(type(transform).__call__)
+            missing = [name for name in needed if name not in kwargs]
             if missing:
                 raise ValueError(f"{type(transform).__name__} needs {', '.join(missing)}. Pass them by name.")
-            scores = transform(input_ids, scores, **{name: kwargs[name] for name in names})
+            scores = transform(input_ids, scores, **{name: kwargs[name] for name in names if name in kwargs})
         return scores
 
 
 @lru_cache(maxsize=256)
-def _extra_arguments(call: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(call).parameters)[3:]  # after self, ids and scores
+def _extra_arguments(call: Callable[..., Any]) -> tuple[list[str], list[str]]:
+    """Named arguments after self, ids and scores: all, and those without a default."""
+    more = [
+        each
+        for each in list(inspect.signature(call).parameters.values())[3:]
+        if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    return [each.name for each in more], [each.name for each in more if each.default is each.empty]
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------
@@ -70,7 +77,8 @@ def _extra_arguments(call: Callable[..., Any]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=256)
 def _index(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(ids, dtype=torch.long, device=device)
+    with torch.inference_mode(False):  # it is kept, and autograd may need it later
+        return torch.tensor(ids, dtype=torch.long, device=device)
 
 
 def _without(scores: Tensor, ids: tuple[int, ...]) -> Tensor:
@@ -286,7 +294,9 @@ def _biased(ids: Tensor, scores: Tensor, pairs: tuple[tuple[tuple[int, ...], flo
 class PrefixConstrainedLogitsProcessor(LogitsProcessor):
     """Allow only the tokens that `prefix_allowed_tokens_fn(row, ids)` names (De Cao et al., 2020).
 
-    The function gets the prompt's number and the row's ids (T,). Raises: ValueError when it names no token.
+    The function gets the prompt's number and the row's ids (T,).
+
+    Raises: ValueError when it names no token; TokenIdError when it names one outside the vocabulary.
     """
 
     prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]]
@@ -303,7 +313,13 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
                     f"prefix_allowed_tokens_fn must name at least one token, but named none for row {prompt} after "
                     f"{len(ids)} tokens. Let it name an eos_token_id where a text may end."
                 )
-            mask[row, torch.as_tensor(allowed, device=scores.device)] = 0
+            places = torch.as_tensor(allowed)
+            if not 0 <= int(places.min()) <= int(places.max()) < scores.shape[1]:
+                raise TokenIdError(
+                    f"prefix_allowed_tokens_fn must name token ids from 0 to {scores.shape[1] - 1}; got "
+                    f"{places.tolist()} for row {prompt}. Use the tokenizer that belongs to the model."
+                )
+            mask[row, places.to(scores.device)] = 0
         return scores + mask
 
 

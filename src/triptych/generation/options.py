@@ -138,6 +138,8 @@ def _named_ids(options: GenerationConfig) -> Iterator[tuple[str, list[Any]]]:
         if name == "forced_decoder_ids" and value is not None:
             value = [pair[1] for pair in value if pair[1] is not None]
         yield name, flat(value)
+    yield "force_words_ids", flat(options.force_words_ids)
+    yield "constraints", flat([getattr(one, "token_ids", None) for one in options.constraints or ()])
 
 
 def flat(value: Any) -> list[Any]:

@@ -207,6 +207,8 @@ def _made(table: Sequence[Row], call: Call) -> list[Any]:
 
 
 def _joined(made: list[Any], custom: Sequence[Any] | None, argument: str) -> list[Any]:
+    if not isinstance(custom, Sequence | None):
+        raise TypeError(f"{argument} must be a list; got {type(custom).__name__}. Pass [it].")
     for own in custom or ():
         twin = next((item for item in made if type(item) is type(own)), None)
         if twin is not None:

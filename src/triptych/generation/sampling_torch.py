@@ -27,13 +27,17 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
 
 
 def drawn(scores: Tensor) -> Tensor:
-    """One token per row, drawn with the probabilities that the scores (B, V) stand for.
+    """One token per row, drawn with the probabilities that the scores (B, V) stand for; raises as `draw`."""
+    return draw(scores.softmax(dim=-1)).squeeze(1)
 
-    Raises: ValueError when they stand for none: a score is NaN or +inf, or every token of a row is ruled out.
+
+def draw(probabilities: Tensor, many: int = 1) -> Tensor:
+    """Different places (B, many), drawn by `probabilities` (B, n), which need not sum to 1.
+
+    Raises: ValueError when they are none: a score is NaN or +inf, or everything in a row is ruled out.
     """
-    probabilities = scores.softmax(dim=-1)
     try:
-        return torch.multinomial(probabilities, num_samples=1).squeeze(1)
+        return torch.multinomial(probabilities, num_samples=many)
     except RuntimeError as error:
         if bool(probabilities.isfinite().all()):
             raise

@@ -540,7 +540,7 @@ class TFOpenAIGPTForSequenceClassification(_WithHead):
         Takes what `TFOpenAIGPTModel.call` takes, and `labels` (B,) of classes or values, or (B, N) of 0.0 and 1.0 for
         several labels a row; see `triptych.losses_tf.sequence_loss`.
 
-        Returns: loss (1,) when labels are given, logits (B, N), and the rest as from `TFOpenAIGPTModel`.
+        Returns: loss (B,) when labels are given, logits (B, N), and the rest as from `TFOpenAIGPTModel`.
         """
         base, _ = self.transformer.continue_from(
             None,
@@ -568,5 +568,5 @@ class TFOpenAIGPTForSequenceClassification(_WithHead):
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def loss_of(self, logits: Tensor, labels: Any) -> Tensor:
-        """The model's own loss (1,), which `fit` uses where `compile` was given none."""
+        """The model's own loss (B,), which `fit` uses where `compile` was given none."""
         return sequence_loss(logits, labels, self.config)

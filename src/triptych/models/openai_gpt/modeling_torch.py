@@ -291,8 +291,8 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         shape, device = shape_of_inputs(input_ids, inputs_embeds)
         batch, length = math.prod(shape[:-1]), shape[-1]
         mask = AttentionMask.of(attention_mask, batch, length, past, device)
+        check_length(past + length, self.config.n_positions, past)
         if position_ids is None:
-            check_length(past + length, self.config.n_positions, past)
             position_ids = counted_positions(attention_mask, past, length, device)
         x = sum_of_embeddings(
             self.tokens_embed,
