@@ -149,6 +149,16 @@ def test_function_transforms_see_through_the_loss():
     assert_same(got, expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch, of itself
+def test_derivatives_forward_are_those_of_the_plain_way():
+    head, x, labels = torch.nn.Linear(6, 11, bias=False), torch.randn(2, 5, 6), torch.randint(0, 11, (2, 5))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        got = torch.autograd.forward_ad.unpack_dual(losses_torch.logits_and_loss(head, dual, labels)[1]).tangent
+    _, want = torch.func.jvp(lambda x: losses_torch.next_token_loss(head(x), labels), (x,), (torch.ones_like(x),))
+    assert torch.allclose(got, want, atol=1e-6)
+
+
 def test_a_head_of_the_users_own_is_called_as_it_is():
     model, ids = gpt_neo_models.make(tie_word_embeddings=False), tokens()
 

@@ -3,7 +3,9 @@
 import copy
 import pickle
 import threading
+import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,6 +123,29 @@ def change_of_data(model: Any) -> None:
         parameter.data = parameter.data * 1.1
 
 
+def change_through_data(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(1.1)
+
+
+def change_of_a_row_through_data(model: Any) -> None:
+    head = model.get_output_embeddings()
+    head.weight.data[5] += 1  # as one does for a token
+
+
+def change_by_merging_an_adapter(model: Any) -> None:
+    for module in model.modules():
+        if type(module).__name__ in ("Linear", "Conv1D"):
+            wide = torch.randn(len(module.weight), 1), torch.randn(1, module.weight.shape[1])
+            module.weight.data += 0.1 * wide[0] @ wide[1]
+
+
+def change_of_settings(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 0.5
+
+
 CHANGES = [
     change_in_place,
     change_by_optimizer,
@@ -140,6 +165,50 @@ def test_changed_weights_are_prepared_anew(model: Any, change: Any) -> None:
     assert_as_forward(model, tokens(2, 5))
     after = written(model, tokens(2, 5))[1]
     assert after.shape != before.shape or (after - before).abs().max() > 1e-3
+
+
+UNRECORDED = [change_through_data, change_of_a_row_through_data, change_by_merging_an_adapter, change_of_settings]
+
+
+@pytest.mark.parametrize("change", UNRECORDED)
+def test_changes_that_pytorch_does_not_record_are_seen_by_the_next_generate(model: Any, change: Any) -> None:
+    before = written(model, tokens(2, 5))[1]
+    change(model)
+    assert_as_forward(model, tokens(2, 5))
+    assert (written(model, tokens(2, 5))[1] - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (3, 7), (4, 4), (1, 5), (8, 1)])
+def test_a_sample_of_a_matrix_has_a_number_of_each_row_and_column(shape: tuple[int, int]) -> None:
+    sample = preparing._sample(torch.arange(shape[0] * shape[1]).view(shape))
+    assert {int(each) // shape[1] for each in sample} == set(range(shape[0]))
+    assert {int(each) % shape[1] for each in sample} == set(range(shape[1]))
+
+
+def test_methods_that_are_replaced_and_hooks_for_all_modules_are_called(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(model, tokens(2, 5))
+    block = next(each for each in model.modules() if type(each).__name__ in model._no_split_modules)
+    published = type(block.mlp).forward
+    with monkeypatch.context() as patch:
+        patch.setattr(type(block.mlp), "forward", lambda self, x: published(self, x) * 2)
+        got = written(model, tokens(2, 5))
+        assert not is_prepared(model)
+        assert torch.equal(got[1], by_forward(model, tokens(2, 5))[1])
+    assert_as_forward(model, tokens(2, 5))
+    seen: list[Any] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    written(model, tokens(2, 5))
+    handle.remove()
+    assert seen.count(block) == 8
+
+
+def test_layers_with_and_without_a_bias_are_fused() -> None:
+    model = gpt_neo_models.make()
+    for block in model.transformer.h:
+        block.attn.attention.q_proj = nn.Linear(12, 12).eval()
+    assert_as_forward(model, tokens(2, 5))
 
 
 def test_another_dtype_goes_through_forward_and_back(model: Any) -> None:
@@ -250,6 +319,57 @@ def test_packing_that_fails_warns_once_and_writes_the_same(model: Any, monkeypat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(written(model, tokens(2, 5))[0], want)
+
+
+def test_a_processor_that_cannot_multiply_packed_weights_is_found_out_while_packing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = gpt_neo_models.make()
+    want = by_forward(model, tokens(2, 5))[0]
+    monkeypatch.setitem(packing._FUSED, packing.gelu_tanh, ("no such function", ""))
+    with pytest.warns(UserWarning, match="could not be packed"):
+        assert torch.equal(written(model, tokens(2, 5))[0], want)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"memory.max": "5000", "memory.current": "1500", "memory.stat": "anon 7\ninactive_file 400"},
+        {
+            "memory/memory.limit_in_bytes": "5000",
+            "memory/memory.usage_in_bytes": "1500",
+            "memory/memory.stat": "cache 7\ntotal_inactive_file 400",
+        },
+    ],
+)
+def test_what_a_container_allows_counts(files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_CONTROL_GROUPS", tmp_path)
+    machine = packing.available_memory()
+    assert machine is None or machine > 5000
+    (tmp_path / "memory").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert packing.available_memory() == 3900
+    (tmp_path / next(iter(files))).write_text("max\n")
+    assert packing.available_memory() != 3900
+
+
+def test_threads_that_start_at_once_prepare_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gpt_neo_models.make()
+    made, start = [], threading.Barrier(4)
+    prepare = preparing._prepare
+    monkeypatch.setattr(preparing, "_prepare", lambda *each: made.append(1) or time.sleep(0.1) or prepare(*each))
+
+    def write() -> None:
+        start.wait()
+        written(model, tokens(1, 4), 2)
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
 
 
 def test_threads_share_a_model(model: Any) -> None:

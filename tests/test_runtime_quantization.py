@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from decoding_models import FAMILIES, is_prepared, written
+from decoding_models import FAMILIES, by_forward, is_prepared, written
 from gpt_neo_models import tokens
 from triptych import AutoModelForCausalLM, AutoTokenizer, GPTNeoForCausalLM, GPTNeoForSequenceClassification
 from triptych.cli import app
@@ -149,6 +149,36 @@ def test_copies_and_pickles_write_the_same(model: Any) -> None:
     want = written(model.quantize(), tokens(2, 5))[0]
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(written(other, tokens(2, 5))[0], want)
+
+
+def test_a_float_layer_among_those_of_8_bits_decodes_as_forward_does() -> None:
+    model = FAMILIES["gpt_neo"]().quantize()
+    for block in model.transformer.h:
+        block.attn.attention.q_proj = block.attn.attention.q_proj.restored().eval()
+    got = written(model, tokens(2, 5))
+    assert is_prepared(model)
+    want = by_forward(model, tokens(2, 5))
+    assert torch.equal(got[0], want[0])
+    assert (got[1] - want[1]).abs().max() < 0.1  # a float's last digit may move an input to the next step
+
+
+def test_a_pickle_from_a_processor_with_other_kernels_uses_those_that_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers = []
+    layer = Int8Linear.of(nn.Linear(4, 4))
+    for has in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda has=has: has)
+        layers.append(copy.deepcopy(layer))
+    assert [each.reduce_range for each in layers] == [False, True]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
+    layer = nn.Linear(4, 4)
+    layer.weight.data[1, 2] = value
+    with pytest.raises(ValueError, match="must be finite"):
+        Int8Linear.of(layer)
 
 
 def test_models_without_a_language_model_head_and_of_half_precision() -> None:

@@ -53,6 +53,7 @@ def _is_matrix(head: nn.Module, x: Tensor) -> bool:
         and "forward" not in vars(head)
         and {type(head.weight), type(x)} <= {nn.Parameter, Tensor}
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
+        and torch.autograd.forward_ad._current_level < 0  # derivatives forward come from the plain way
     )
 
 

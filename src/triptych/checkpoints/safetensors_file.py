@@ -139,9 +139,9 @@ class SafetensorsFile:
 
     def close(self) -> None:
         """Let go of the file; tensors that were read stay valid."""
+        self._readers.shutdown(cancel_futures=True)  # after a failure some may still read
         self._map.__exit__(None, None, None)
         self._file.close()
-        self._readers.shutdown()
         self._buffer = None
 
 

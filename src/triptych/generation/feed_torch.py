@@ -16,6 +16,7 @@ from triptych.generation.configuration import GenerationConfig
 from triptych.generation.prompt_torch import Prompt
 from triptych.runtime.attention import AttentionMask
 from triptych.runtime.cache import KeyValueCache
+from triptych.runtime.preparing import end_if_changed
 
 if TYPE_CHECKING:
     from triptych.modeling_torch import NextToken, PreTrainedModel
@@ -42,6 +43,7 @@ class Feed:
         ahead: int = 0,
         in_step: Any = None,
     ) -> None:
+        end_if_changed(model)
         self.model = model
         self.in_step = in_step
         self.cached = bool(options.use_cache) and model.decodes_with_cache

@@ -5,7 +5,7 @@ memory. In the blocked layout of oneDNN (which PyTorch ships) they come about tw
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,13 +25,11 @@ def packed(*layers: nn.Module, activation: Function | None = None) -> Function:
 
     Float32 weights are copied into the blocked layout. Quantised layers are packed already and are called as they are.
     """
-    quantised = [layer.product for layer in layers if isinstance(layer, Int8Linear)]
-    if quantised:
-        return _in_turn(quantised, activation)
+    if any(isinstance(layer, Int8Linear) for layer in layers):
+        return _in_turn([_product(layer) for layer in layers], activation)
     weight = torch.cat([_rows(layer) for layer in layers]) if len(layers) > 1 else _rows(layers[0])
-    biases = [each.detach() for each in (layer.bias for layer in layers) if isinstance(each, Tensor)]
-    bias = torch.cat(biases) if biases else None
     blocked = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
+    bias = _biases(layers)
     kind, algorithm = _FUSED.get(activation, ("none", "")) if activation else ("none", "")
     run = torch.ops.mkldnn._linear_pointwise.default
 
@@ -39,7 +37,12 @@ def packed(*layers: nn.Module, activation: Function | None = None) -> Function:
         out: Tensor = run(x, blocked, bias, kind, [], algorithm)
         return out
 
+    product(weight.new_zeros(1, weight.shape[1]))  # what this processor cannot do shows here, not at the first token
     return product if activation is None or kind != "none" else lambda x: activation(product(x))
+
+
+def _product(layer: nn.Module) -> Function:
+    return layer.product if isinstance(layer, Int8Linear) else packed(layer)
 
 
 def _in_turn(products: Sequence[Function], activation: Function | None) -> Function:
@@ -47,6 +50,15 @@ def _in_turn(products: Sequence[Function], activation: Function | None) -> Funct
         return lambda x: torch.cat([product(x) for product in products], dim=-1)
     (product,) = products
     return product if activation is None else lambda x: activation(product(x))
+
+
+def _biases(layers: Sequence[nn.Module]) -> Tensor | None:
+    """The biases of all layers, one behind the other, zeros where a layer has none; None where none has one."""
+    biases = [each.detach() if isinstance(each, Tensor) else None for each in (layer.bias for layer in layers)]
+    if all(bias is None for bias in biases):
+        return None
+    weights = [_rows(layer) for layer in layers]
+    return torch.cat([w.new_zeros(len(w)) if bias is None else bias for w, bias in zip(weights, biases, strict=True)])
 
 
 def _rows(layer: nn.Module) -> Tensor:
@@ -62,7 +74,15 @@ def normalised(norm: nn.LayerNorm) -> Function:
 
 
 def available_memory() -> int | None:
-    """Bytes that programs can still have without swapping; None where the system does not tell."""
+    """Bytes that programs can still have without swapping; None where the system does not tell.
+
+    Within a container that is what its limit leaves, where that is less.
+    """
+    limits = [free for free in (_of_the_machine(), *_of_the_container()) if free is not None]
+    return min(limits, default=None)
+
+
+def _of_the_machine() -> int | None:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -73,3 +93,21 @@ def available_memory() -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return None
+
+
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_LIMIT_AND_USE = (  # version 2, then version 1; as a container sees its own
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+
+
+def _of_the_container() -> Iterator[int]:
+    """What the limits of control groups leave; cached files that are not in use count as free."""
+    for limit, use, statistics, cached in _LIMIT_AND_USE:
+        try:
+            most, used = (int((_CONTROL_GROUPS / name).read_text()) for name in (limit, use))
+            lines = (line.split() for line in (_CONTROL_GROUPS / statistics).read_text().splitlines())
+            yield max(0, most - used + sum(int(value) for name, value in lines if name == cached))
+        except (OSError, ValueError):  # no such group; or "max", which is no limit
+            continue

@@ -2,8 +2,12 @@
 
 The first decoding step prepares the model, and later ones use what it made for as long as the model is what it was. A
 step asks that of every module and parameter, which costs some tens of microseconds. A weight that was changed in
-place, replaced, moved or resized, a module put in another's place, a hook, and training all end it. The one change
-that PyTorch does not record is writing through `.data`: call `model.prepare_decoding()` after it.
+place, replaced, moved or resized, a module put in another's place, a hook, and training all end it.
+
+PyTorch does not record what is written through `.data`, as merging adapters and averaging weights do, nor a setting or
+a method that is changed. So every call of `generate` compares the settings and one number of each row and each column
+of each matrix with what they were. Who writes less than a row or a column through `.data` calls
+`model.prepare_decoding()` after it.
 """
 
 import warnings
@@ -29,7 +33,7 @@ _FORWARD_ONLY = ("head_mask", "output_attentions", "output_hidden_states")
 
 
 class Seal:
-    """What a model was when it was prepared; `holds` says whether it still is."""
+    """What a model was when it was prepared; `holds` says whether it still is, `holds_closely` with more care."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = [
@@ -44,6 +48,8 @@ class Seal:
             for name, value in module._parameters.items()
             if value is not None
         ]
+        self._samples = [(value, _sample(value)) for value in model.parameters()]
+        self._settings = [(module, type(module).forward, _settings(module)) for module in model.modules()]
 
     def holds(self) -> bool:
         """Whether all modules and parameters are the same objects, unchanged and unwatched."""
@@ -57,6 +63,35 @@ class Seal:
             for siblings, name, value, version, place in self._tensors
         )
 
+    def holds_closely(self) -> bool:
+        """Also whether settings and methods are the same, and the weights as far as a sample of them shows."""
+        return (
+            self.holds()
+            and all(
+                type(module).forward is forward and _settings(module) == settings
+                for module, forward, settings in self._settings
+            )
+            and all(torch.equal(_sample(value), sample) for value, sample in self._samples)
+        )
+
+
+def _sample(value: Tensor) -> Tensor:
+    """A copy of one number of each row and each column of a matrix; of all numbers of anything else."""
+    value = value.detach()
+    if value.dim() != 2:
+        return value.clone()
+    tall = value if value.shape[0] >= value.shape[1] else value.t()
+    return torch.cat([part.diagonal() for part in torch.split(tall, max(tall.shape[1], 1))])
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """A layer's sizes, constants and functions, such as `eps`, `window` and an activation."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name[0] != "_" and (isinstance(value, int | float | str | tuple) or callable(value))
+    }
+
 
 class Prepared(Generic[Step]):
     """A step and the seal of the model it was made from. Copies and pickles of the model leave it behind."""
@@ -66,6 +101,14 @@ class Prepared(Generic[Step]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(None), ())
+
+
+def end_if_changed(model: nn.Module) -> None:
+    """Let go of what was prepared from a model, or a part of it, that is not what it was. Called once by `generate`."""
+    for part in model.modules():
+        prepared: Prepared[Any] | None = vars(part).get("_prepared")
+        if prepared is not None and not prepared.seal.holds_closely():
+            part._prepared = None  # type: ignore[assignment]
 
 
 def step_of(
@@ -88,10 +131,14 @@ def step_of(
         return None
     if model.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return None
+    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        return None
     prepared: Prepared[Step] | None = model._prepared
     if prepared is None or not prepared.seal.holds():
         with _preparing:
-            prepared = model._prepared = _prepare(model, make)
+            prepared = model._prepared  # another thread may have made it by now
+            if prepared is None or not prepared.seal.holds():
+                prepared = model._prepared = _prepare(model, make)
     return prepared.step if prepared else None
 
 
@@ -114,8 +161,6 @@ def _can_be_packed(model: nn.Module) -> bool:
     """Whether all modules are this package's or PyTorch's own, with ordinary float32 weights on the CPU."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
-        return False
     ordinary = all(
         type(value) is nn.Parameter
         and value.dtype == torch.float32
@@ -124,7 +169,9 @@ def _can_be_packed(model: nn.Module) -> bool:
         for value in model.parameters()
     )
     return ordinary and all(
-        type(module).__module__.startswith("triptych.") or type(module) in _KNOWN_LAYERS for module in model.modules()
+        type(module) in _KNOWN_LAYERS
+        or (type(module).__module__.startswith("triptych.") and type(module).forward.__module__.startswith("triptych."))
+        for module in model.modules()
     )
 
 

@@ -47,8 +47,6 @@ class Int8Linear(nn.Module):
         self.kind = kind
         self.has_bias = bias is not None
         self.transposed = is_transposed(kind)
-        # Without VNNI the kernels add pairs of products in 16 bits, for which inputs may have 7 bits only.
-        self.reduce_range = not getattr(torch.cpu, "_is_vnni_supported", bool)()
         self._pack(weight, bias)
 
     @classmethod
@@ -61,10 +59,15 @@ class Int8Linear(nn.Module):
         rows = (weight.t() if self.transposed else weight).float().contiguous()  # (out, in)
         self.out_features, self.in_features = rows.shape
         scales = (rows.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        if not bool(scales.isfinite().all()):
+            raise ValueError("Weights of 8 bits must be finite; got infinity or NaN. Mend or reload the weights.")
         with _quietly():
             self._hold(torch.quantize_per_channel(rows, scales.double(), _no_offsets(rows), 0, torch.qint8), bias)
 
     def _hold(self, quantised: Tensor, bias: Tensor | None) -> None:
+        # Without VNNI the kernels add pairs of products in 16 bits, for which inputs may have 7 bits only. Asked here
+        # because a pickle may come from another processor.
+        self.reduce_range = not getattr(torch.cpu, "_is_vnni_supported", bool)()
         # a copy of the bias, which may lie in a mapped file
         self.packed = torch.ops.quantized.linear_prepack(quantised, None if bias is None else bias.float().clone())
 
