@@ -52,8 +52,12 @@ for line in sys.stdin:
     torch.manual_seed(1)
     clock = time.process_time if case["cpu"] else time.perf_counter
     start = clock()
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, eos_token_id=None,
-                         max_new_tokens=case["new"], **options)
+    try:
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, eos_token_id=None,
+                             max_new_tokens=case["new"], **options)
+    except (ValueError, TypeError, OSError, AttributeError):  # a release without this strategy
+        print("null", flush=True)
+        continue
     seconds = clock() - start
     if hook:
         hook.remove()
@@ -74,8 +78,11 @@ class Worker:
             env=os.environ | {"HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "OMP_WAIT_POLICY": "passive"},
         )
 
-    def run(self, **case: Any) -> tuple[float, int, list[int]]:
-        """Seconds of one call of `generate`, the model's steps where they are counted, and the ids."""
+    def run(self, **case: Any) -> tuple[float, int, list[int]] | None:
+        """Seconds of one call of `generate`, the model's steps where they are counted, and the ids.
+
+        None where this library cannot do it.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(case) + "\n")
@@ -83,8 +90,8 @@ class Worker:
         answer = self.process.stdout.readline()
         if not answer:
             raise SystemExit("A worker ended. Check that its interpreter has the library and enough memory.")
-        seconds, steps, ids = json.loads(answer)
-        return seconds, steps, ids
+        found: tuple[float, int, list[int]] | None = json.loads(answer)
+        return found
 
     def stop(self) -> None:
         """End the process."""
@@ -133,23 +140,23 @@ def measure(
     """One row a case: tokens per second of each library, and how many tokens a step of the model gives."""
     rows = []
     for name, options in CASES.items():
-        fastest = {library: [float("inf")] * len(prompts) for library in workers}
         case = {"new": arguments.new, "options": options, "cpu": arguments.cpu_time}
+        able = {name: w for name, w in workers.items() if w.run(ids=prompts[0], count=False, **case) is not None}
+        fastest = {library: [float("inf")] * len(prompts) for library in able}
         steps, same = 0, True
         for number, ids in enumerate(prompts):
             texts = {}
-            for library, worker in workers.items():
-                _, counted, texts[library] = worker.run(ids=ids, count=True, **case)
+            for library, worker in able.items():
+                _, counted, texts[library] = worker.run(ids=ids, count=True, **case) or (0.0, 0, [])
                 steps += counted if library == "triptych" else 0
             same &= options.get("do_sample", False) or len({tuple(text) for text in texts.values()}) == 1
             for _ in range(arguments.rounds):
-                for library, worker in workers.items():
-                    fastest[library][number] = min(
-                        fastest[library][number], worker.run(ids=ids, count=False, **case)[0]
-                    )
+                for library, worker in able.items():
+                    seconds, _, _ = worker.run(ids=ids, count=False, **case) or (float("inf"), 0, [])
+                    fastest[library][number] = min(fastest[library][number], seconds)
         row: dict[str, Any] = {"case": name, "tokens_per_step": arguments.new * len(prompts) / steps, "same_ids": same}
-        row |= {library: arguments.new * len(prompts) / sum(seconds) for library, seconds in fastest.items()}
-        row["ratios"] = {library: row["triptych"] / row[library] for library in workers if library != "triptych"}
+        row |= {library: arguments.new * len(prompts) / sum(times) for library, times in fastest.items()}
+        row["ratios"] = {library: row["triptych"] / row[library] for library in able if library != "triptych"}
         rows.append(row)
     return rows
 
@@ -188,7 +195,10 @@ def main() -> None:
         return
     print(f"{'case':20} {'tokens/step':>11} " + "".join(f"{name + ' tok/s':>18} {'times':>6}" for name in workers))
     for row in rows:
-        speeds = "".join(f"{row[name]:18.1f} {row['ratios'].get(name, 1.0):6.2f}" for name in workers)
+        speeds = "".join(
+            f"{row[name]:18.1f} {row['ratios'].get(name, 1.0):6.2f}" if name in row else f"{'cannot':>18} {'':6}"
+            for name in workers
+        )
         print(f"{row['case']:20} {row['tokens_per_step']:11.2f} {speeds}{'' if row['same_ids'] else '  ids differ'}")
 
 
