@@ -86,6 +86,7 @@ def save_models(folder, files):
         tf.keras.backend.clear_session()  # so that the first model of its class has its plain name
         model = make_model(case, files[file])
         model(tf.ones((1, 2), tf.int32))
+        model.config._name_or_path = ""  # not the place where it was made
         model.save_pretrained(folder / name / "h5", safe_serialization=False)
         model.save_pretrained(folder / name / "safetensors", safe_serialization=True)
         (folder / name / "safetensors" / "model.safetensors").chmod(0o644)

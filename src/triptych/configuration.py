@@ -6,6 +6,7 @@ start with `_` and keys that name code are dropped on load, all other unknown ke
 
 import copy
 import json
+import operator
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -319,6 +320,20 @@ def require_positive_ints(**values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive int; got {value!r}.")
+
+
+def positive_int(name: str, value: Any) -> int:
+    """An argument as an int, where it is one (NumPy's too) and at least 1.
+
+    Raises: ValueError for anything else.
+    """
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{name} must be a positive int; got {value!r}.")
+    return number
 
 
 def _pruned_heads(value: Any) -> dict[int, list[int]]:

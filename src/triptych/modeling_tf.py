@@ -1,7 +1,6 @@
 """The base of the TensorFlow models: a Keras model with a configuration, weights on disk and the documented calls."""
 
 import copy
-import operator
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from inspect import signature
@@ -14,7 +13,7 @@ import tensorflow as tf
 
 from triptych import outputs
 from triptych.checkpoints import pretrained_tf
-from triptych.configuration import PretrainedConfig
+from triptych.configuration import PretrainedConfig, positive_int
 from triptych.files import staged_folder
 from triptych.generation import decoding_tf
 from triptych.generation.configuration import GenerationConfig
@@ -179,7 +178,7 @@ class TFPreTrainedModel(keras.Model):  # type: ignore[misc]  # Keras publishes n
         embedding = self.get_input_embeddings()
         if new_num_tokens is None or new_num_tokens == embedding.weight.shape[0]:
             return embedding
-        new_num_tokens = _positive("new_num_tokens", new_num_tokens)
+        new_num_tokens = positive_int("new_num_tokens", new_num_tokens)
         head = self.get_output_embeddings()
         for layer in {id(each): each for each in (embedding, head) if each is not None}.values():
             layer.resize(new_num_tokens)
@@ -349,20 +348,6 @@ class TFPreTrainedModel(keras.Model):  # type: ignore[misc]  # Keras publishes n
     def max_positions(self) -> int | None:
         """How many tokens fit; None when there is no limit."""
         return self.config.max_position_embeddings  # type: ignore[no-any-return]
-
-
-def _positive(name: str, value: Any) -> int:
-    """An int, NumPy's too, that is at least 1.
-
-    Raises: ValueError for anything else.
-    """
-    try:
-        number = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"{name} must be a positive int; got {value!r}.")
-    return number
 
 
 def _labels_in(x: Any, y: Any) -> Any:

@@ -1,7 +1,6 @@
 """The base of the PyTorch models: how they are made, initialised, tied, resized, pruned, loaded and saved."""
 
 import copy
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from triptych import outputs
 from triptych.checkpoints import pretrained_torch
-from triptych.configuration import PretrainedConfig
+from triptych.configuration import PretrainedConfig, positive_int
 from triptych.generation import decoding_torch
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.transitions_torch import transition_scores
@@ -272,8 +271,10 @@ class PreTrainedModel(nn.Module):
         Raises: ValueError unless both arguments are positive ints where given.
         """
         self._refuse_quantized("be resized")
-        new_num_tokens = _positive("new_num_tokens", new_num_tokens)
-        pad_to_multiple_of = _positive("pad_to_multiple_of", pad_to_multiple_of)
+        if new_num_tokens is not None:
+            new_num_tokens = positive_int("new_num_tokens", new_num_tokens)
+        if pad_to_multiple_of is not None:
+            pad_to_multiple_of = positive_int("pad_to_multiple_of", pad_to_multiple_of)
         embedding = self.get_input_embeddings()
         if new_num_tokens is None and pad_to_multiple_of is None:
             return embedding
@@ -499,18 +500,6 @@ class PreTrainedModel(nn.Module):
         )
 
     compute_transition_scores = staticmethod(transition_scores)
-
-
-def _positive(name: str, value: Any) -> int | None:
-    if value is None:
-        return None
-    try:
-        number = 0 if isinstance(value, bool) else operator.index(value)  # NumPy's ints too
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"{name} must be a positive int; got {value!r}.")
-    return number
 
 
 def _require_grad(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
