@@ -10,10 +10,10 @@ last column says how many times as fast Triptych is.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from typing import Any
+
+from worker import Worker
 
 WORKER = """
 import json, sys, time, warnings
@@ -51,38 +51,6 @@ for line in sys.stdin:
 """
 
 
-class Worker:
-    """A process with a model of one library."""
-
-    def __init__(self, python: str, package: str, arguments: argparse.Namespace) -> None:
-        flags = "" if arguments.threads > 1 else "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-        self.process = subprocess.Popen(
-            [python, "-c", WORKER, package, str(arguments.layers), str(arguments.width)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "XLA_FLAGS": flags},
-        )
-
-    def seconds(self, **case: Any) -> float:
-        """How long one run of a case takes."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(case) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit("A worker ended. Check that its interpreter has the library with JAX, and enough memory.")
-        return float(answer)
-
-    def stop(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def measure(workers: dict[str, Worker], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each case."""
     new = arguments.new
@@ -97,7 +65,7 @@ def measure(workers: dict[str, Worker], arguments: argparse.Namespace) -> list[d
         fastest: dict[str, float] = {}
         for round_ in range(arguments.rounds):
             for library, worker in workers.items():
-                took = 1000 * worker.seconds(**case, warm=round_ == 0) / parts
+                took = 1000 * worker.run(**case, warm=round_ == 0) / parts
                 fastest[library] = min(took, fastest.get(library, took))
         rows.append({"case": name, "unit": "ms"} | fastest)
         if "reference" in fastest:
@@ -116,9 +84,14 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
-    workers = {"triptych": Worker(sys.executable, "triptych", arguments)}
+    flags = "" if arguments.threads > 1 else "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    workers = {
+        "triptych": Worker(sys.executable, WORKER, "triptych", arguments.layers, arguments.width, XLA_FLAGS=flags)
+    }
     if arguments.peer:
-        workers["reference"] = Worker(arguments.peer, "transformers", arguments)
+        workers["reference"] = Worker(
+            arguments.peer, WORKER, "transformers", arguments.layers, arguments.width, XLA_FLAGS=flags
+        )
     try:
         rows = measure(workers, arguments)
     finally:

@@ -11,8 +11,6 @@ fastest of each counts. `--newer` is an interpreter with a later release of Tran
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 
 from triptych import AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
 from triptych.pretrained import DEFAULT, folder as folder_of
+from worker import Worker
 
 PROMPTS = ("Once upon a time", "Lily and Tom went to the park. They saw a big dog. The dog")
 CASES: dict[str, dict[str, Any]] = {
@@ -63,41 +62,6 @@ for line in sys.stdin:
         hook.remove()
     print(json.dumps([seconds, len(steps), out[0].tolist()]), flush=True)
 """
-
-
-class Worker:
-    """A process with a model and its assistant in one library."""
-
-    def __init__(self, python: str, package: str, folders: tuple[str, str], threads: int) -> None:
-        self.process = subprocess.Popen(
-            [python, "-c", WORKER, package, *folders, str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "OMP_WAIT_POLICY": "passive"},
-        )
-
-    def run(self, **case: Any) -> tuple[float, int, list[int]] | None:
-        """Seconds of one call of `generate`, the model's steps where they are counted, and the ids.
-
-        None where this library cannot do it.
-        """
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(case) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit("A worker ended. Check that its interpreter has the library and enough memory.")
-        found: tuple[float, int, list[int]] | None = json.loads(answer)
-        return found
-
-    def stop(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def grown(small: GPTNeoForCausalLM, times: int, layers: int, noise: float) -> GPTNeoForCausalLM:
@@ -180,10 +144,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         grown(GPTNeoForCausalLM.from_pretrained(small).float(), 3, 12, arguments.noise).save_pretrained(folder)
         places = (folder, str(Path(small)))
-        workers = {"triptych": Worker(sys.executable, "triptych", places, arguments.threads)}
+        workers = {
+            "triptych": Worker(
+                sys.executable, WORKER, "triptych", *places, arguments.threads, OMP_WAIT_POLICY="passive"
+            )
+        }
         for name, python in (("reference", arguments.peer), ("newer", arguments.newer)):
             if python:
-                workers[name] = Worker(python, "transformers", places, arguments.threads)
+                workers[name] = Worker(
+                    python, WORKER, "transformers", *places, arguments.threads, OMP_WAIT_POLICY="passive"
+                )
         try:
             rows = measure(workers, prompts, arguments)
         finally:

@@ -10,10 +10,10 @@ programs are compiled. Forward and training step are of 4 × 128 tokens in `tf.f
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from typing import Any
+
+from worker import Worker
 
 WORKER = """
 import json, sys, time, warnings
@@ -51,37 +51,6 @@ for line in sys.stdin:
 """
 
 
-class Worker:
-    """A process with a model of one library."""
-
-    def __init__(self, python: str, package: str, arguments: argparse.Namespace) -> None:
-        self.process = subprocess.Popen(
-            [python, "-c", WORKER, package, *map(str, (arguments.layers, arguments.width, arguments.threads))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        )
-
-    def seconds(self, **case: Any) -> float:
-        """How long one run of a case takes."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(case) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit("A worker ended. Check that its interpreter has TensorFlow, and enough memory.")
-        return float(answer)
-
-    def stop(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def measure(workers: dict[str, Worker], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each case."""
     new = arguments.new
@@ -93,11 +62,11 @@ def measure(workers: dict[str, Worker], arguments: argparse.Namespace) -> list[d
     ]
     rows = []
     for name, parts, case in cases:
-        first = {library: worker.seconds(**case) for library, worker in workers.items()}
+        first = {library: worker.run(**case) for library, worker in workers.items()}
         fastest: dict[str, float] = {}
         for _ in range(arguments.rounds):
             for library, worker in workers.items():
-                took = 1000 * worker.seconds(**case) / parts
+                took = 1000 * worker.run(**case) / parts
                 fastest[library] = min(took, fastest.get(library, took))
         rows.append(_row(name, "ms", fastest))
         rows.append(_row("  first run", "s", first))
@@ -120,9 +89,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
-    workers = {"triptych": Worker(sys.executable, "triptych", arguments)}
+    sizes = (arguments.layers, arguments.width, arguments.threads)
+    workers = {"triptych": Worker(sys.executable, WORKER, "triptych", *sizes)}
     if arguments.peer:
-        workers["reference"] = Worker(arguments.peer, "transformers", arguments)
+        workers["reference"] = Worker(arguments.peer, WORKER, "transformers", *sizes)
     try:
         rows = measure(workers, arguments)
     finally:
