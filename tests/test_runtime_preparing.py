@@ -297,7 +297,7 @@ def test_gradients_flow_through_a_prepared_model(model: Any) -> None:
 
 
 def test_a_copy_that_takes_too_much_of_the_memory_is_not_made(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparing, "available_memory", lambda: 1000)
+    monkeypatch.setattr(packing, "available_memory", lambda: 1000)
     ids = tokens(2, 5)
     got = written(model, ids)
     assert not is_prepared(model)

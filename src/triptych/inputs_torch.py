@@ -111,10 +111,16 @@ def check_length(needed: int, positions: int, past: int) -> None:
 def check_positions(position_ids: Tensor, positions: int, batch: int, length: int) -> None:
     """Refuse position ids (B, T), (1, T) or (T,) of another shape, or that the model has no embedding for.
 
+    On an accelerator those of a single new token are not looked at, as in `check_token_ids`.
+
     Raises: ValueError; SequenceTooLongError naming the first position outside.
     """
     check_positions_shape(position_ids, batch, length)
-    if torch.compiler.is_compiling() or position_ids.numel() == 0 or (position_ids.is_cuda and length == 1):
+    if (
+        torch.compiler.is_compiling()
+        or position_ids.numel() == 0
+        or (position_ids.device.type != "cpu" and length == 1)
+    ):
         return
     low, high = torch.aminmax(position_ids)
     if low < 0 or high >= positions:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.utils._pytree
@@ -20,6 +20,7 @@ from triptych.generation.configuration import GenerationConfig
 from triptych.generation.transitions_torch import transition_scores
 from triptych.runtime.attention import check_implementation
 from triptych.runtime.cache import KeyValueCache
+from triptych.runtime.preparing import NextToken
 from triptych.runtime.quantization import (
     Int8Linear,
     check_quantization,
@@ -29,18 +30,6 @@ from triptych.runtime.quantization import (
 )
 
 _OutputClass = TypeVar("_OutputClass", bound=type[outputs.ModelOutput])
-
-
-class NextToken(NamedTuple):
-    """What a decoding step needs of a model: `logits` (B, V) of the last position, in float32, and the cache.
-
-    Of several positions, where `last` asked for them: (B, last, V).
-    """
-
-    logits: Tensor
-    cache: KeyValueCache | None
-    hidden_states: tuple[Tensor, ...] | None
-    attentions: tuple[Tensor, ...] | None
 
 
 class PreTrainedModel(nn.Module):
@@ -427,6 +416,11 @@ class PreTrainedModel(nn.Module):
         return KeyValueCache.reserved(len(windows), capacity, windows if windowed else None)
 
     @property
+    def decoder(self) -> "PreTrainedModel":
+        """The model whose step decodes: itself, or its language model."""
+        return self
+
+    @property
     def forward_is_published(self) -> bool:
         """Whether a call does what this package's `forward` does and nothing else, so that `generate` may shorten it.
 
@@ -440,20 +434,26 @@ class PreTrainedModel(nn.Module):
         """Whether `generate` may feed new tokens alone, behind a cache."""
         return True
 
+    step_class: ClassVar[type[Any] | None] = None  # what a family's `step_torch` has, for its decoder
     prepares_decoding: bool | None = None
+    compiles_decoding: bool = False
     _prepared: Any = None
 
-    def prepare_decoding(self, enabled: bool = True) -> None:
-        """Fuse and pack the weights anew at the next decoding step, or never (`enabled=False`).
+    def prepare_decoding(self, enabled: bool = True, compile: bool = False) -> None:  # noqa: A002
+        """Prepare the model anew at the next decoding step, or never (`enabled=False`).
 
-        Without this call `generate` does so by itself where it helps: for float32 or int8 weights on a CPU, if a copy
-        of the matrices takes at most a quarter of the free memory. The copy lasts until the weights change, the model
-        is put in train mode, or this is called; it is in no state dict, pickle or copy of the model.
+        Without this call `generate` prepares it by itself where that helps. On a CPU, for float32 or int8 weights,
+        their copy is fused and packed, if it takes at most a quarter of the free memory. On a GPU the step is captured
+        as a CUDA graph. With `compile` it also goes through `torch.compile`, which takes up to some minutes at the
+        first token of a new batch size or a text twice as long, and needs a C++ compiler on a CPU.
+
+        What is prepared lasts until the weights change, the model is put in train mode, or this is called; it is in no
+        state dict, pickle or copy of the model.
         """
         for model in self.modules():
             if isinstance(model, PreTrainedModel):
                 model._prepared = None
-                model.prepares_decoding = enabled
+                model.prepares_decoding, model.compiles_decoding = enabled, compile
 
     def train(self, mode: bool = True) -> Self:
         """Put the model in train mode, which ends its preparation for decoding, or in eval mode."""

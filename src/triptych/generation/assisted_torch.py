@@ -16,7 +16,7 @@ from triptych.generation.run_torch import Rows, Run, Trace
 from triptych.generation.sampling_torch import draw, drawn
 
 if TYPE_CHECKING:
-    from triptych.modeling_torch import NextToken
+    from triptych.runtime.preparing import NextToken
 
 
 def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:

@@ -16,10 +16,12 @@ from triptych.generation.configuration import GenerationConfig
 from triptych.generation.prompt_torch import Prompt
 from triptych.runtime.attention import AttentionMask
 from triptych.runtime.cache import KeyValueCache
-from triptych.runtime.preparing import end_if_changed
+from triptych.runtime.fixed_cache import FixedCache
+from triptych.runtime.fixed_decoding import Columns, FixedDecoder, lent_decoder
+from triptych.runtime.preparing import NextToken, end_if_changed
 
 if TYPE_CHECKING:
-    from triptych.modeling_torch import NextToken, PreTrainedModel
+    from triptych.modeling_torch import PreTrainedModel
 
 
 class Feed:
@@ -66,10 +68,12 @@ class Feed:
             self.always |= {name: True for name in _TRACES if getattr(options, name)}
         self.seen = 0
         self.cache: Any = None
+        # A cache that is handed out, or shown to a forward of the user's own, is the documented one; and only a whole
+        # one goes back and aside.
+        self.windowed = windowed = self.private and not options.return_dict_in_generate and not whole
+        self.fixed: FixedDecoder | None = None  # what does the steps behind the prompt, where there is one
+        self.may_be_fixed = self.cached and self.private and not whole and not self.always
         if self.cached:
-            # A cache that is handed out, or shown to a forward of the user's own, is the documented one; and only a
-            # whole one goes back and aside.
-            windowed = self.private and not options.return_dict_in_generate and not whole
             past = self.prompt.past
             capacity = self.full - 1 + ahead
             self.cache = past if past is not None else model.new_cache(len(self.prompt.ids), capacity, windowed)
@@ -77,7 +81,8 @@ class Feed:
 
     def in_order(self) -> Any:
         """The cache, its rows in the order of the ids'; None without one."""
-        return self.cache if self.places is None else self.cache.reorder(self._index(self.places))
+        cache = self.cache.documented() if isinstance(self.cache, FixedCache) else self.cache
+        return cache if self.places is None else cache.reorder(self._index(self.places))
 
     def step(self, ids: Tensor, last: int | None = None) -> "NextToken":
         """The next token's logits (B, V) after `ids` (B, T), which continue those of the step before.
@@ -90,6 +95,12 @@ class Feed:
         elif self.places is not None:
             ids = ids.index_select(0, self._index(inverse(self.places)))
         total = ids.shape[1] + self.offset
+        if self.may_be_fixed and self.seen >= prompt.width and self.copies == 1 and total == self.seen + 1:
+            self._fix()
+        if self.fixed is not None:
+            self.seen = total
+            out = NextToken(self._run_fixed(self.fixed, ids[:, -1:]), self.cache, None, None)
+            return out if self.places is None else _picked(out, self._index(self.places))
         new = slice(self.seen, total)
         inputs = self.always | (self.once if self.seen < prompt.width else {})
         if last is not None:
@@ -179,6 +190,21 @@ class Feed:
     def _keep(self, chosen: Tensor) -> None:
         self.cache = self._to_go_back.with_branch(self.seen, chosen)
         self.seen += 1
+
+    def _fix(self) -> None:
+        """From here on decode at fixed shapes, where that is quicker. The prompt is in the cache."""
+        self.may_be_fixed = False  # is asked once
+        columns = Columns(self.mask, self.positions, self.token_types)
+        self.fixed = lent_decoder(
+            self.model.decoder, self, self.cache, self.full - 1, windowed=self.windowed, columns=columns
+        )
+        if self.fixed is not None:
+            self.cache = self.fixed.cache
+
+    def _run_fixed(self, fixed: FixedDecoder, ids: Tensor) -> Tensor:
+        if self.in_step is not None:
+            self.in_step.announce()
+        return fixed(ids)
 
     def _run(self, ids: Tensor | None, inputs: dict[str, Any]) -> "NextToken":
         if self.in_step is not None:

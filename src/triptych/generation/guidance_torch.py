@@ -19,7 +19,8 @@ from triptych.generation.prompt_torch import Prompt
 from triptych.runtime.cache import KeyValueCache
 
 if TYPE_CHECKING:
-    from triptych.modeling_torch import NextToken, PreTrainedModel
+    from triptych.modeling_torch import PreTrainedModel
+    from triptych.runtime.preparing import NextToken
 
 
 class GuidedFeed(Feed):

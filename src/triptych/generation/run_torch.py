@@ -14,7 +14,7 @@ from triptych.generation.outputs import GenerateDecoderOnlyOutput
 
 if TYPE_CHECKING:
     from triptych.generation.drafting_torch import Drafter
-    from triptych.modeling_torch import NextToken
+    from triptych.runtime.preparing import NextToken
 
 
 @dataclass(frozen=True)

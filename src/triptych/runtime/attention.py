@@ -25,6 +25,9 @@ class AttentionMask:
 
     With `shared`, the keys behind the first `shared` ones are alternatives, each the next token after those: a query
     sees the shared past and itself.
+
+    With `fixed`, the keys are the places of a `FixedCache`, and for each window an additive bias (1 or B, 1, 1, places)
+    says which of them one query sees. Nothing else is asked then.
     """
 
     queries: int
@@ -32,6 +35,7 @@ class AttentionMask:
     device: torch.device
     padding: Tensor | None = None
     shared: int | None = None
+    fixed: dict[int | None, Tensor] | None = None
     _dense: dict[tuple[int | None, int, int, int], Tensor] = field(default_factory=dict, repr=False)
     _elsewhere: dict[torch.device, "AttentionMask"] = field(default_factory=dict, repr=False)
 
@@ -114,6 +118,9 @@ def eager(
     """
     with torch.autocast(q.device.type, enabled=False):
         scores = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
+    if mask.fixed is not None:
+        weights = (scores + mask.fixed[window]).softmax(dim=-1).to(v.dtype)
+        return torch.matmul(weights, v), weights
     gone = mask.keys - k.shape[2]
     visible = mask.dense(window, gone)
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
@@ -142,6 +149,8 @@ def sdpa(
     Returns: (B, H, T, D) and no weights: callers that want those, or a head mask, use `eager`.
     """
     padding = mask.padding
+    if mask.fixed is not None:
+        return F.scaled_dot_product_attention(q, k, v, mask.fixed[window], scale=scale), None
     if mask.shared is not None:
         return F.scaled_dot_product_attention(q, k, v, mask.dense(window), dropout, scale=scale), None
     if mask.queries == 1:  # decoding: everything seen so far, or its last `window` tokens
@@ -212,6 +221,8 @@ def attend(
     Returns: (B, H, T, D), and the weights (B, H, T, S) when `need_weights`, else None.
     """
     function = eager if need_weights or head_mask is not None else IMPLEMENTATIONS[impl]
+    if mask.fixed is not None and function is not eager:
+        function = sdpa
     out, weights = function(
         q, k, v, mask.on(q.device), scale=scale, window=window, dropout=dropout, head_mask=head_mask
     )

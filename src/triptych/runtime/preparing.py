@@ -4,32 +4,49 @@ The first decoding step prepares the model, and later ones use what it made for 
 step asks that of every module and parameter, which costs some tens of microseconds. A weight that was changed in
 place, replaced, moved or resized, a module put in another's place, a hook, and training all end it.
 
-PyTorch does not record what is written through `.data`, as merging adapters and averaging weights do, nor a setting or
-a method that is changed. So every call of `generate` compares the settings and one number of each row and each column
-of each matrix with what they were. Who writes less than a row or a column through `.data` calls
-`model.prepare_decoding()` after it.
+On the CPU the weights are copied, in the order in which the processor likes to read them. PyTorch does not record what
+is written through `.data`, as merging adapters and averaging weights do, nor a setting or a method that is changed. So
+every call of `generate` compares the settings and one number of each row and each column of each matrix with what they
+were. Who writes less than a row or a column through `.data` calls `model.prepare_decoding()` after it.
+
+On a GPU nothing is copied, and what is written is seen at once; there `fixed_decoding` has the step replayed.
 """
 
 import warnings
 from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from triptych.activations_torch import Activation
-from triptych.runtime.packing import available_memory
+from triptych.runtime import packing
+from triptych.runtime.cache import KeyValueCache, open_layers
 from triptych.runtime.quantization import Int8Linear
 
 if TYPE_CHECKING:
     from triptych.modeling_torch import PreTrainedModel
 
-Step = TypeVar("Step")
+# What a family's `step_torch` makes of a model: called with what its `enter` gave, the layers' caches and `last`, it
+# returns logits and hidden states.
+Step = Callable[..., tuple[Tensor, Tensor]]
 _SHARE = 4  # a copy of the weights may take one part in four of the memory that is free
 _FEW = 16  # new tokens of a row that the packed weights are still quicker for
 _preparing = Lock()  # so that two threads do not pack the same model at once
 _FORWARD_ONLY = ("head_mask", "output_attentions", "output_hidden_states")
+
+
+class NextToken(NamedTuple):
+    """What a decoding step needs of a model: `logits` (B, V) of the last position, in float32, and the cache.
+
+    Of several positions, where `last` asked for them: (B, last, V).
+    """
+
+    logits: Tensor
+    cache: Any
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
 
 
 class Seal:
@@ -48,7 +65,8 @@ class Seal:
             for name, value in module._parameters.items()
             if value is not None
         ]
-        self._samples = [(value, _sample(value)) for value in model.parameters()]
+        # elsewhere nothing is copied, so there is nothing that could be out of date
+        self._samples = [(value, _sample(value)) for value in model.parameters() if value.device.type == "cpu"]
         self._settings = [(module, type(module).forward, _settings(module)) for module in model.modules()]
 
     def holds(self) -> bool:
@@ -93,11 +111,16 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     }
 
 
-class Prepared(Generic[Step]):
-    """A step and the seal of the model it was made from. Copies and pickles of the model leave it behind."""
+class Prepared:
+    """A step, the seal of the model it was made from, and what keeps it at hand (see `fixed_decoding`).
+
+    Copies and pickles of the model leave it behind.
+    """
 
     def __init__(self, step: Step | None, seal: Seal) -> None:
         self.step, self.seal = step, seal
+        self.decoders: list[Any] = []
+        self.failed: set[str] = set()  # ways to make it quicker that do not work here
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(None), ())
@@ -106,82 +129,125 @@ class Prepared(Generic[Step]):
 def end_if_changed(model: nn.Module) -> None:
     """Let go of what was prepared from a model, or a part of it, that is not what it was. Called once by `generate`."""
     for part in model.modules():
-        prepared: Prepared[Any] | None = vars(part).get("_prepared")
+        prepared: Prepared | None = vars(part).get("_prepared")
         if prepared is not None and not prepared.seal.holds_closely():
             part._prepared = None  # type: ignore[assignment]
 
 
-def step_of(
-    model: "PreTrainedModel", make: Callable[[Any], Step], new_tokens: int, inputs: Mapping[str, Any]
-) -> Step | None:
-    """The prepared step of a model, made by `make(model)` where there is none yet; None where `forward` must do it.
+def prepared_step(
+    model: "PreTrainedModel",
+    input_ids: Tensor | None,
+    cache: Any,
+    inputs: Mapping[str, Any],
+    *,
+    last: int | None,
+    last_hidden: bool,
+) -> NextToken | None:
+    """One decoding step by what was prepared of the model; None where its `forward` must do it.
+
+    `inputs` are further inputs of `forward`; with `last` the logits are (B, last, V); `last_hidden` asks for the last
+    hidden state.
+    """
+    given = inputs.get("inputs_embeds") if input_ids is None else input_ids
+    if cache is None or given is None or given.dim() != (3 if input_ids is None else 2):
+        return None
+    prepared = prepared_of(model, given.shape[1], inputs)
+    if prepared is None or prepared.step is None:
+        return None
+    layers = open_layers(cache, model.config.num_hidden_layers)
+    inputs = {name: value for name, value in inputs.items() if name not in _FORWARD_ONLY}  # all of which say no
+    base: Any = model.base_model
+    entered = base.enter(layers[0].length, input_ids, **inputs)
+    logits, x = prepared.step(*entered, layers, last)
+    return NextToken(logits.float(), KeyValueCache.of_layers(layers), (x,) if last_hidden else None, None)
+
+
+def prepared_of(model: "PreTrainedModel", new_tokens: int, inputs: Mapping[str, Any]) -> Prepared | None:
+    """What is prepared of a model, made where there is none yet; None where `forward` must do it.
 
     That is for longer prompts, for all inputs that only `forward` knows, and for models that are not just published
-    modules with float32 or int8 weights on the CPU, or whose copy would take too much of the free memory.
+    modules with weights on one device (on the CPU float32 or int8 ones), or whose copy would take too much of the free
+    memory.
     """
-    config = model.config
-    if new_tokens > _FEW or model.prepares_decoding is False:
+    if model.step_class is None or not model.forward_is_published or model.prepares_decoding is False:
         return None
+    config = model.config
     if (
-        any(inputs.get(name) for name in _FORWARD_ONLY[1:])
+        new_tokens > _FEW
+        or any(inputs.get(name) for name in _FORWARD_ONLY[1:])
         or inputs.get("head_mask") is not None
         or config.output_attentions
         or config.output_hidden_states
     ):
         return None
-    if model.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if model.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    place = model.device.type
+    if torch.amp.is_autocast_available(place) and torch.is_autocast_enabled(place):
         return None
     if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return None
-    prepared: Prepared[Step] | None = model._prepared
+    prepared: Prepared | None = model._prepared
     if prepared is None or not prepared.seal.holds():
         with _preparing:
             prepared = model._prepared  # another thread may have made it by now
             if prepared is None or not prepared.seal.holds():
-                prepared = model._prepared = _prepare(model, make)
-    return prepared.step if prepared else None
+                prepared = model._prepared = _prepare(model)
+    return prepared
 
 
-def _prepare(model: "PreTrainedModel", make: Callable[[Any], Step]) -> Prepared[Step] | None:
+def _prepare(model: "PreTrainedModel") -> Prepared | None:
     model._prepared = None  # free the old weights before the new ones are made
-    if not _can_be_packed(model):
+    if model.step_class is None or not _can_be_prepared(model):
         return None
     seal = Seal(model)
     if not seal.holds():
         return None
     try:
-        with torch.inference_mode(False):
-            return Prepared(make(model) if _fits(model) else None, seal)
+        with torch.inference_mode(False), torch.no_grad():
+            step = model.step_class(model) if _fits(model) else None
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         warnings.warn(f"The weights could not be packed, so decoding is slower: {error}", stacklevel=6)
         return Prepared(None, seal)
+    # where they are not copied, weights may have moved to each other's side
+    return Prepared(step, seal if model.device.type in packing.BLOCKING else Seal(model))
 
 
-def _can_be_packed(model: nn.Module) -> bool:
-    """Whether all modules are this package's or PyTorch's own, with ordinary float32 weights on the CPU."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    ordinary = all(
-        type(value) is nn.Parameter
-        and value.dtype == torch.float32
-        and value.device.type == "cpu"
-        and not value.is_inference()
-        for value in model.parameters()
+def _can_be_prepared(model: "PreTrainedModel") -> bool:
+    """Whether all modules are this package's or PyTorch's own, with ordinary weights on one device.
+
+    On the CPU those are float32, and int8.
+    """
+    device, dtype = model.device, model.dtype
+    if device.type == "cpu":
+        known = dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    else:
+        known = device.type in _ACCELERATORS and dtype.itemsize > 1
+    return (
+        known
+        and all(
+            type(value) is nn.Parameter and value.dtype == dtype and value.device == device and not value.is_inference()
+            for value in model.parameters()
+        )
+        and all(
+            type(module) in _KNOWN_LAYERS
+            or (
+                type(module).__module__.startswith("triptych.")
+                and type(module).forward.__module__.startswith("triptych.")
+            )
+            for module in model.modules()
+        )
     )
-    return ordinary and all(
-        type(module) in _KNOWN_LAYERS
-        or (type(module).__module__.startswith("triptych.") and type(module).forward.__module__.startswith("triptych."))
-        for module in model.modules()
-    )
 
 
+_ACCELERATORS = ("cuda",)
 _KNOWN_LAYERS = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.ModuleList, Activation)
 
 
 def _fits(model: "PreTrainedModel") -> bool:
-    if model.prepares_decoding:
+    if model.prepares_decoding or model.device.type != "cpu":
         return True
-    free = available_memory()
+    free = packing.available_memory()
     copied = sum(value.nbytes for value in model.parameters() if value.dim() == 2)
     return free is None or copied * _SHARE <= free or any(isinstance(each, Int8Linear) for each in model.modules())
 
@@ -195,8 +261,3 @@ def row_heads(fused: Tensor, heads: int, head_dim: int) -> tuple[Tensor, Tensor,
 def last_positions(x: Tensor, last: int | None) -> Tensor:
     """The last position of (B, T, …), as (B, …); or the last `last` of them, as (B, last, …)."""
     return x[:, -1] if last is None else x[:, -last:]
-
-
-def without_flags(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A step's inputs without those that only `forward` knows, all of which say no where there is a step."""
-    return {name: value for name, value in inputs.items() if name not in _FORWARD_ONLY}

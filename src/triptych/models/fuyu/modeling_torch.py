@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from triptych.configuration import PretrainedConfig
 from triptych.inputs_torch import check_token_ids, shape_of_inputs
-from triptych.modeling_torch import NextToken, PreTrainedModel
+from triptych.modeling_torch import PreTrainedModel
 from triptych.models.fuyu.configuration import FuyuConfig
 from triptych.models.persimmon.modeling_torch import PastKeyValues, PersimmonForCausalLM
 from triptych.outputs import CausalLMOutputWithPast
 from triptych.runtime.cache import KeyValueCache
-from triptych.runtime.preparing import last_positions
+from triptych.runtime.preparing import NextToken, last_positions
 
 Patches = Tensor | Sequence[Tensor | Sequence[Tensor] | None] | None
 
@@ -96,6 +96,11 @@ class FuyuForCausalLM(FuyuPreTrainedModel):
     def new_cache(self, batch_size: int, capacity: int, windowed: bool = False) -> KeyValueCache:
         """An empty cache of the decoder's, with room for `capacity` tokens of each row. See `PreTrainedModel`."""
         return self.language_model.new_cache(batch_size, capacity, windowed)
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """Its language model."""
+        return self.language_model
 
     @property
     def max_positions(self) -> int | None:

@@ -25,7 +25,7 @@ from triptych.inputs_torch import (
     sum_of_embeddings,
 )
 from triptych.losses_torch import last_token, logits_and_loss, sequence_loss, span_loss, token_loss
-from triptych.modeling_torch import NextToken, PreTrainedModel, kept_after_pruning, selected
+from triptych.modeling_torch import PreTrainedModel, kept_after_pruning, selected
 from triptych.models.gpt_neo.configuration import GPTNeoConfig
 from triptych.models.gpt_neo.step_torch import GPTNeoStep
 from triptych.outputs import (
@@ -37,7 +37,7 @@ from triptych.outputs import (
 )
 from triptych.runtime.attention import AttentionMask, attend, merge_heads, split_heads
 from triptych.runtime.cache import KeyValueCache, LayerCache, open_layers
-from triptych.runtime.preparing import last_positions, step_of, without_flags
+from triptych.runtime.preparing import NextToken, last_positions, prepared_step
 
 PastKeyValues = Sequence[tuple[Tensor, Tensor]] | None
 
@@ -311,6 +311,7 @@ class GPTNeoForCausalLM(GPTNeoPreTrainedModel):
     """GPT Neo with a language model head, tied to the token embedding (specification page GPTNeoForCausalLM)."""
 
     _tied_weights_keys: ClassVar[list[str]] = ["lm_head.weight"]
+    step_class: ClassVar[type[Any] | None] = GPTNeoStep
 
     def __init__(self, config: GPTNeoConfig) -> None:
         super().__init__(config)
@@ -379,12 +380,9 @@ class GPTNeoForCausalLM(GPTNeoPreTrainedModel):
         """
         cache = model_inputs.pop("cache", None)
         last, last_hidden = model_inputs.pop("last", None), model_inputs.pop("last_hidden", False)
-        step = self._step(input_ids, cache, model_inputs)
+        step = prepared_step(self, input_ids, cache, model_inputs, last=last, last_hidden=last_hidden)
         if step is not None:
-            layers = open_layers(cache, self.config.num_layers)
-            x, mask = self.transformer.enter(layers[0].length, input_ids, **without_flags(model_inputs))
-            logits, x = step(x, mask, layers, last)
-            return NextToken(logits, KeyValueCache.of_layers(layers), (x,) if last_hidden else None, None)
+            return step
         if last_hidden:
             model_inputs["output_hidden_states"] = True
         model_inputs |= {"past_key_values": cache, "use_cache": cache is not None, "return_dict": True}
@@ -395,11 +393,6 @@ class GPTNeoForCausalLM(GPTNeoPreTrainedModel):
             out = self(input_ids, **model_inputs)
             logits = last_positions(out.logits, last)
         return NextToken(logits.float(), out.past_key_values, out.hidden_states, out.attentions)
-
-    def _step(self, input_ids: Tensor | None, cache: Any, inputs: Mapping[str, Any]) -> GPTNeoStep | None:
-        if cache is None or input_ids is None or input_ids.dim() != 2 or not self.forward_is_published:
-            return None
-        return step_of(self, GPTNeoStep, input_ids.shape[1], inputs)
 
 
 class GPTNeoForSequenceClassification(GPTNeoPreTrainedModel):

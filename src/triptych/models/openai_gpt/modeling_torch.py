@@ -28,7 +28,6 @@ from triptych.inputs_torch import (
 )
 from triptych.losses_torch import choice_loss, last_token, logits_and_loss, sequence_loss
 from triptych.modeling_torch import (
-    NextToken,
     PreTrainedModel,
     kept_after_pruning,
     register_output,
@@ -39,7 +38,7 @@ from triptych.models.openai_gpt.step_torch import OpenAIGPTStep
 from triptych.outputs import BaseModelOutput, CausalLMOutput, ModelOutput, SequenceClassifierOutput
 from triptych.runtime.attention import AttentionMask, attend, merge_heads, split_heads
 from triptych.runtime.cache import KeyValueCache, LayerCache, open_layers
-from triptych.runtime.preparing import last_positions, step_of, without_flags
+from triptych.runtime.preparing import NextToken, last_positions, prepared_step
 
 
 class Conv1D(nn.Module):
@@ -316,6 +315,7 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
     """OpenAI GPT with a language model head, tied to the token embedding (specification page OpenAIGPTLMHeadModel)."""
 
     _tied_weights_keys: ClassVar[list[str]] = ["lm_head.weight"]
+    step_class: ClassVar[type[Any] | None] = OpenAIGPTStep
 
     def __init__(self, config: OpenAIGPTConfig) -> None:
         super().__init__(config)
@@ -387,13 +387,10 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
         if not self.forward_is_published:
             out = self(input_ids, return_dict=True, **model_inputs)
             return NextToken(last_positions(out.logits, last).float(), None, out.hidden_states, out.attentions)
+        step = prepared_step(self, input_ids, cache, model_inputs, last=last, last_hidden=last_hidden)
+        if step is not None:
+            return step
         layers = open_layers(cache, self.config.n_layer) if cache is not None else None
-        if layers is not None and input_ids is not None and input_ids.dim() == 2:
-            step = step_of(self, OpenAIGPTStep, input_ids.shape[1], model_inputs)
-            if step is not None:
-                x, mask = self.transformer.enter(layers[0].length, input_ids, **without_flags(model_inputs))
-                logits, x = step(x, mask, layers, last)
-                return NextToken(logits, KeyValueCache.of_layers(layers), (x,) if last_hidden else None, None)
         if last_hidden:
             model_inputs["output_hidden_states"] = True
         base = self.transformer.continue_from(layers, input_ids, **model_inputs)

@@ -9,7 +9,7 @@ V vocabulary.
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -19,13 +19,13 @@ from triptych.activations_torch import Activation
 from triptych.configuration import PretrainedConfig
 from triptych.inputs_torch import check_positions_shape, check_token_ids, counted_positions, shape_of_inputs
 from triptych.losses_torch import logits_and_loss
-from triptych.modeling_torch import NextToken, PreTrainedModel
+from triptych.modeling_torch import PreTrainedModel
 from triptych.models.persimmon.configuration import PersimmonConfig
 from triptych.models.persimmon.step_torch import PersimmonStep
 from triptych.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from triptych.runtime.attention import AttentionMask, attend, merge_heads
 from triptych.runtime.cache import KeyValueCache, LayerCache, open_layers
-from triptych.runtime.preparing import last_positions, step_of, without_flags
+from triptych.runtime.preparing import NextToken, last_positions, prepared_step
 
 PastKeyValues = Sequence[tuple[Tensor, Tensor]] | None
 
@@ -321,6 +321,7 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
     """Persimmon with a language model head, tied to the token embedding only with `config.tie_word_embeddings`."""
 
     _tied_weights_keys: ClassVar[list[str]] = ["lm_head.weight"]
+    step_class: ClassVar[type[Any] | None] = PersimmonStep
 
     def __init__(self, config: PersimmonConfig) -> None:
         super().__init__(config)
@@ -386,12 +387,9 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         """
         cache = model_inputs.pop("cache", None)
         last, last_hidden = model_inputs.pop("last", None), model_inputs.pop("last_hidden", False)
-        step = self._step(input_ids, cache, model_inputs)
+        step = prepared_step(self, input_ids, cache, model_inputs, last=last, last_hidden=last_hidden)
         if step is not None:
-            layers = open_layers(cache, self.config.num_hidden_layers)
-            x, mask, rotate = self.model.enter(layers[0].length, input_ids, **without_flags(model_inputs))
-            logits, x = step(x, mask, rotate, layers, last)
-            return NextToken(logits, KeyValueCache.of_layers(layers), (x,) if last_hidden else None, None)
+            return step
         if last_hidden:
             model_inputs["output_hidden_states"] = True
         model_inputs |= {"past_key_values": cache, "use_cache": cache is not None, "return_dict": True}
@@ -402,9 +400,3 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
             out = self(input_ids, **model_inputs)
             logits = last_positions(out.logits, last)
         return NextToken(logits.float(), out.past_key_values, out.hidden_states, out.attentions)
-
-    def _step(self, input_ids: Tensor | None, cache: Any, inputs: Mapping[str, Any]) -> PersimmonStep | None:
-        given = inputs.get("inputs_embeds") if input_ids is None else input_ids
-        if cache is None or given is None or given.dim() < 2 or not self.forward_is_published:
-            return None
-        return step_of(self, PersimmonStep, given.shape[1], inputs)

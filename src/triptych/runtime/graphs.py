@@ -1,0 +1,44 @@
+"""A function of fixed tensors, made quicker to run again: captured as a CUDA graph, or compiled.
+
+A decoding step of a small model is some hundreds of kernels that take a few microseconds each, which is less than
+Python needs to start them. A graph starts all of them at once
+(https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_WARM_UPS = 2  # in which libraries choose their kernels and take their memory, which a capture may not
+
+
+def captured(function: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """`function` as a CUDA graph: each call computes the same on the same tensors anew, and gives the same tensor.
+
+    It is run before it is captured, so what it writes must not build on what it wrote. Other threads may go on using
+    the GPU meanwhile.
+
+    Raises: RuntimeError when something in it cannot be captured, or there is no memory.
+    """
+    with torch.cuda.device(device):
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(_WARM_UPS):
+                function()
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            out = function()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return replay
+
+
+def compiled(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """`function` compiled by `torch.compile`, at its first call; PyTorch keeps what it made on disk for later ones."""
+    return torch.compile(function, dynamic=False, fullgraph=True)
