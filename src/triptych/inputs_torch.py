@@ -116,11 +116,9 @@ def check_positions(position_ids: Tensor, positions: int, batch: int, length: in
     Raises: ValueError; SequenceTooLongError naming the first position outside.
     """
     check_positions_shape(position_ids, batch, length)
-    if (
-        torch.compiler.is_compiling()
-        or position_ids.numel() == 0
-        or (position_ids.device.type != "cpu" and length == 1)
-    ):
+    if torch.compiler.is_compiling() or position_ids.numel() == 0:
+        return
+    if position_ids.device.type != "cpu" and length == 1:
         return
     low, high = torch.aminmax(position_ids)
     if low < 0 or high >= positions:

@@ -444,8 +444,9 @@ class PreTrainedModel(nn.Module):
 
         Without this call `generate` prepares it by itself where that helps. On a CPU, for float32 or int8 weights,
         their copy is fused and packed, if it takes at most a quarter of the free memory. On a GPU the step is captured
-        as a CUDA graph. With `compile` it also goes through `torch.compile`, which takes up to some minutes at the
-        first token of a new batch size or a text twice as long, and needs a C++ compiler on a CPU.
+        as a CUDA graph. With `compile` it goes through `torch.compile` before that, which takes up to some minutes at
+        the second token of a new batch size or of a text twice as long; on a CPU packed weights are quicker than what
+        that makes, so there it has no effect.
 
         What is prepared lasts until the weights change, the model is put in train mode, or this is called; it is in no
         state dict, pickle or copy of the model.

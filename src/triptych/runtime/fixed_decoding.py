@@ -114,8 +114,9 @@ class FixedDecoder:
                 faster()  # a compiler begins here
             except Exception as error:  # whatever a compiler or a driver says, the step itself works
                 self._prepared.failed.add(what)
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
                 warnings.warn(
-                    f"Decoding goes on without being {what}, which gives the same but is slower: {error}", stacklevel=2
+                    f"Decoding goes on without being {what}, which gives the same but is slower: {reason}", stacklevel=2
                 )
             else:
                 run = faster
@@ -124,8 +125,7 @@ class FixedDecoder:
     def _ways(self) -> Iterator[tuple[str, Callable[[Replay], Replay]]]:
         if self._compiles:
             yield "compiled", compiled
-        if self.ids.device.type in _REPLAYING:
-            yield "captured as a CUDA graph", partial(captured, device=self.ids.device)
+        yield "captured as a CUDA graph", partial(captured, device=self.ids.device)
 
 
 class Kind(NamedTuple):
@@ -140,11 +140,11 @@ def lent_decoder(
     model: "PreTrainedModel", user: Any, cache: KeyValueCache, capacity: int, *, windowed: bool, columns: Columns
 ) -> FixedDecoder | None:
     """A decoder that continues from `cache` up to `capacity` tokens, for as long as `user` lives; None where it would
-    not be quicker, which is on a CPU unless the model is to be compiled, or where the model can't be prepared.
+    not be quicker, as on a CPU, or where the model can't be prepared.
 
     A model keeps its decoders for later calls that want the like. Threads get one each.
     """
-    if model.device.type not in _REPLAYING and not model.compiles_decoding:
+    if model.device.type not in _REPLAYING:
         return None
     prepared = prepared_of(model, 1, {})
     if prepared is None or prepared.step is None:

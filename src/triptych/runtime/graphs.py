@@ -39,6 +39,6 @@ def captured(function: Callable[[], Tensor], device: torch.device) -> Callable[[
     return replay
 
 
-def compiled(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def compiled(function: Callable[[], Tensor], backend: str = "inductor") -> Callable[[], Tensor]:
     """`function` compiled by `torch.compile`, at its first call; PyTorch keeps what it made on disk for later ones."""
-    return torch.compile(function, dynamic=False, fullgraph=True)
+    return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
