@@ -38,7 +38,7 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
         tokens, accepted = _checked(torch.stack(scores, dim=1), draft, drawn_from, rows.running, options.do_sample)
         for i in range(accepted + 1):
             trace.add(scores[i], _place(step, i, many))
-            over = rows.add(tokens[:, i], trace.scores)
+            over = bool(rows.add(tokens[:, i], trace.scores))
             if over:
                 break
         feed.rewind(rows.length - 1)

@@ -34,7 +34,7 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
         chosen = ((1.0 - alpha) * probabilities - alpha * likeness).argmax(dim=-1)  # (B,)
         step = feed.keep(chosen, tried)
         context.add(step.hidden_states[-1])  # type: ignore[index]
-        over = rows.add(candidates.gather(1, chosen[:, None]).squeeze(1), trace.scores)
+        over = bool(rows.add(candidates.gather(1, chosen[:, None]).squeeze(1), trace.scores))
     feed.rewind(rows.length - 1)  # as after every strategy, the last token is not in the cache
     sequences = rows.ids.clone()
     return trace.output(sequences, feed.in_order()) if options.return_dict_in_generate else sequences

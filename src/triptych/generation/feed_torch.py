@@ -122,6 +122,12 @@ class Feed:
             return self._copied(out)
         return out if self.places is None else _picked(out, self._index(self.places))
 
+    def step_ahead(self, ids: Tensor) -> "NextToken | None":
+        """`step`, if it may be in vain: where a GPU does it while the host looks whether it was wanted. Else None."""
+        if self.fixed is None or not self.windowed or self.in_step is not None:
+            return None  # someone would see the cache, or must run along
+        return self.step(ids) if ids.shape[1] + self.offset < self.full else None
+
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """The log-probabilities that a step's logits (B, V) stand for."""
         return logits.log_softmax(dim=-1)

@@ -55,8 +55,8 @@ class Rows:
         """The ids so far, (B, T)."""
         return self.buffer[:, : self.length]
 
-    def add(self, tokens: Tensor, scores: Any) -> bool:
-        """Add a token (B,) to each row, or padding behind its end; True once all rows are over.
+    def add(self, tokens: Tensor, scores: Any) -> "bool | Later":
+        """Add a token (B,) to each row, or padding behind its end; true once all rows are over.
 
         `scores` are those of all steps, for the criteria that look at them.
         """
@@ -73,7 +73,24 @@ class Rows:
             self.running &= ~verdict
         elif verdict:
             return True
-        return (len(self._ends) > 0 or isinstance(verdict, Tensor)) and not bool(self.running.any())
+        return (len(self._ends) > 0 or isinstance(verdict, Tensor)) and Later(~self.running.any())
+
+
+class Later:
+    """A yes or no that is still being computed: the host waits for it where it looks at it, not before."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value, self._there = value, None
+        if value.device.type == "cuda":
+            self._value = torch.empty((), dtype=value.dtype, pin_memory=True)
+            self._value.copy_(value, non_blocking=True)
+            self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._there.record(torch.cuda.current_stream(value.device))
+
+    def __bool__(self) -> bool:
+        if self._there is not None:
+            self._there.synchronize()
+        return bool(self._value)
 
 
 class Trace:

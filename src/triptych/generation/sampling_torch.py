@@ -7,21 +7,25 @@ import torch
 from torch import Tensor
 
 from triptych.generation.outputs import GenerateDecoderOnlyOutput
-from triptych.generation.run_torch import Rows, Run, Trace
+from triptych.generation.run_torch import Later, Rows, Run, Trace
+from triptych.runtime.preparing import NextToken
 
 
 def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
     """Greedy decoding and sampling: transform the logits, choose a token for each row, until all rows end.
 
-    At each step one `torch.multinomial` on the probabilities (B, V) draws all rows' tokens.
+    At each step one `torch.multinomial` on the probabilities (B, V) draws all rows' tokens. A GPU is given the next
+    step before it is asked whether there is one, so that it need not wait for the host.
     """
     options, rows, trace = run.options, Rows(run), Trace(run.options)
-    over = False
+    over: bool | Later = False
+    step: NextToken | None = None
     while not over:
-        step = run.feed.step(rows.ids)
+        step = step or run.feed.step(rows.ids)
         scores = run.transforms(rows.ids, step.logits)
         trace.add(scores, step)
         over = rows.add(drawn(scores) if options.do_sample else scores.argmax(dim=-1), trace.scores)
+        step = None if over is True else run.feed.step_ahead(rows.ids)
     sequences = rows.ids.clone()
     return trace.output(sequences, run.feed.in_order()) if options.return_dict_in_generate else sequences
 
