@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint types unit bench train train-fuyu gpt1-vocabulary clean
+.PHONY: demo test lint types unit bench train train-fuyu gpt1-vocabulary check-cuda clean
 
 demo: $(VENV)/.torch $(VENV)/.fuyu  ## write a story, and look at a drawing, with the models in the box
 	$(BIN)/triptych generate "Once upon a time there was a little girl who" --seed 4
@@ -33,6 +33,9 @@ train-fuyu: $(VENV)/.train  ## the model that looks at pictures: make train-fuyu
 
 gpt1-vocabulary: $(VENV)/.dev  ## OpenAI's own vocabulary against the recorded ids: make gpt1-vocabulary FOLDER=...
 	GPT1_VOCABULARY=$(FOLDER) $(BIN)/pytest tests/real_openai_gpt_vocabulary.py
+
+check-cuda: $(VENV)/.dev  ## what only a machine with a GPU can show
+	$(BIN)/pytest tests/cuda_checks.py
 
 clean:
 	rm -rf $(VENV) .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis

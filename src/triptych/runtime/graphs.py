@@ -22,15 +22,19 @@ def captured(function: Callable[[], Tensor], device: torch.device) -> Callable[[
     Raises: RuntimeError when something in it cannot be captured, or there is no memory.
     """
     with torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream())
+        beside.wait_stream(stream)
         with torch.cuda.stream(beside):
             for _ in range(_WARM_UPS):
                 function()
-        torch.cuda.current_stream().wait_stream(beside)
+        stream.wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            out = function()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                out = function()
+        finally:
+            torch.cuda.set_stream(stream)  # a capture that fails may leave its own
 
     def replay() -> Tensor:
         graph.replay()
