@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import gpt_neo_models
 from triptych.errors import GenerationWarning, SequenceTooLongError, TokenIdError, UnknownOptionError
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.logits_torch import LogitsProcessor, RepetitionPenaltyLogitsProcessor
@@ -370,3 +371,40 @@ def test_options_of_the_models_file_that_a_call_overrules_say_nothing(model: GPT
     assert greedy.tolist() == model.generate(IDS, num_beams=1, do_sample=False, max_new_tokens=3).tolist()
     with pytest.raises(ValueError, match="exclude each other"):
         model.generate(IDS, num_beams=2, num_beam_groups=2, diversity_penalty=0.5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 3}, {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 0.5}, {"do_sample": True}],
+)
+def test_weights_that_are_not_numbers_are_an_error_and_no_text(options: dict[str, Any]) -> None:
+    model = gpt_neo_models.make()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"NaN.*remove_invalid_values"):
+        model.generate(gpt_neo_models.tokens(2, 5), max_new_tokens=4, eos_token_id=None, **options)
+
+
+def test_a_row_with_all_tokens_ruled_out_is_an_error_while_it_runs() -> None:
+    model, ids = gpt_neo_models.make(), gpt_neo_models.tokens(2, 5)
+
+    def nothing_for_the_second(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        scores[1] = float("-inf")
+        return scores
+
+    with pytest.raises(ValueError, match=r"no best token.*allow more tokens"):
+        model.generate(ids, max_new_tokens=4, eos_token_id=None, logits_processor=[nothing_for_the_second])
+
+
+def test_a_row_that_has_ended_may_have_all_tokens_ruled_out() -> None:
+    model, ids = gpt_neo_models.make(), torch.tensor([[5, 6, 7], [8, 9, 4]])
+    first, second = model.generate(ids, max_new_tokens=1, eos_token_id=None)[:, -1].tolist()
+    assert first != second
+
+    def nothing_behind_the_end(ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.masked_fill((ids == second).any(dim=1)[:, None], float("-inf"))
+
+    options: dict[str, Any] = {"eos_token_id": second, "pad_token_id": 0, "max_new_tokens": 3}
+    found = model.generate(ids, logits_processor=[nothing_behind_the_end], **options)
+    assert found[1].tolist() == [8, 9, 4, second, 0, 0]

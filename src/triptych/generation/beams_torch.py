@@ -17,7 +17,7 @@ from triptych.generation.checks import as_ids
 from triptych.generation.finished_torch import NEVER, Finished, History, Texts
 from triptych.generation.outputs import GenerateBeamDecoderOnlyOutput
 from triptych.generation.run_torch import Run, Trace
-from triptych.generation.sampling_torch import draw
+from triptych.generation.sampling_torch import draw, undecided
 
 _HOPELESS = -1e9  # finite, so that such a beam is found even where nothing else is allowed
 _RULED_OUT = -1e300  # of a text that is worse than any but better than none; becomes -inf in float32
@@ -95,8 +95,10 @@ class Search:
             places = places.gather(1, order)
         else:
             chosen, places = sums.topk(many, dim=1)
-        places = places.cpu()  # the one time in a step that the host waits
-        return Candidates(chosen.cpu(), places // vocabulary + group * self.size, places % vocabulary)
+        places, chosen = places.cpu(), chosen.cpu()  # the one time in a step that the host waits
+        if bool(chosen.isnan().any()):
+            raise undecided("There are no best texts: a score is NaN.")
+        return Candidates(chosen, places // vocabulary + group * self.size, places % vocabulary)
 
     def finish(self, found: Candidates, group: int = 0, allowed: Tensor | None = None) -> Candidates:
         """Texts that end among the G best, where `allowed` (B, C), are finished; returns the G best that go on."""

@@ -24,10 +24,25 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
         step = step or run.feed.step(rows.ids)
         scores = run.transforms(rows.ids, step.logits)
         trace.add(scores, step)
-        over = rows.add(drawn(scores) if options.do_sample else scores.argmax(dim=-1), trace.scores)
+        tokens = drawn(scores) if options.do_sample else best(scores, rows.running)
+        over = rows.add(tokens, trace.scores)
         step = None if over is True else run.feed.step_ahead(rows.ids)
     sequences = rows.ids.clone()
     return trace.output(sequences, run.feed.in_order()) if options.return_dict_in_generate else sequences
+
+
+def best(scores: Tensor, running: Tensor) -> Tensor:
+    """The token of the highest score (B, V) in each row.
+
+    Raises: ValueError when a row that is `running` (B,) has none: a score is NaN, or everything is ruled out. On a GPU
+        that is not looked for, as the host would have to wait.
+    """
+    tokens = scores.argmax(dim=-1)
+    if scores.device.type == "cpu":
+        found = scores.gather(1, tokens[:, None]).squeeze(1)
+        if not bool(((found > float("-inf")) | ~running).all()):
+            raise undecided("There is no best token: a score is NaN, or all tokens are ruled out.")
+    return tokens
 
 
 def drawn(scores: Tensor) -> Tensor:
@@ -45,7 +60,11 @@ def draw(probabilities: Tensor, many: int = 1) -> Tensor:
     except RuntimeError as error:
         if bool(probabilities.isfinite().all()):
             raise
-        raise ValueError(
-            "The scores give no distribution to draw from: one is NaN or infinite, or all tokens are ruled out. "
-            "Use bfloat16 or float32 weights, allow more tokens, or pass remove_invalid_values=True."
+        raise undecided(
+            "The scores give no distribution to draw from: one is NaN or infinite, or all tokens are ruled out."
         ) from error
+
+
+def undecided(why: str) -> ValueError:
+    """The error of scores that name no token, and what to do about it."""
+    return ValueError(f"{why} Use bfloat16 or float32 weights, allow more tokens, or pass remove_invalid_values=True.")

@@ -6,11 +6,13 @@ Python needs to start them. A graph starts all of them at once
 """
 
 from collections.abc import Callable
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 _WARM_UPS = 2  # in which libraries choose their kernels and take their memory, which a capture may not
+_capturing = Lock()  # a capture begins by waiting for the device, which is not allowed during another
 
 
 def captured(function: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
@@ -21,7 +23,7 @@ def captured(function: Callable[[], Tensor], device: torch.device) -> Callable[[
 
     Raises: RuntimeError when something in it cannot be captured, or there is no memory.
     """
-    with torch.cuda.device(device):
+    with _capturing, torch.cuda.device(device):
         stream = torch.cuda.current_stream()
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(stream)
