@@ -138,6 +138,11 @@ class Feed:
     def _index(self, rows: Iterable[int]) -> Tensor:
         return torch.tensor(list(rows), device=self.prompt.ids.device)
 
+    def keep_rows(self, rows: Tensor) -> None:
+        """From now on feed only `rows` (B',), rising, of those fed: for a cache that nobody else has seen."""
+        self._choose(rows)
+        self.cache = self.cache.narrowed(rows.tolist())
+
     def rewind(self, length: int) -> None:
         """Take back what was fed behind the first `length` ids; those stay in the cache."""
         if self.cached and length + self.offset < self.seen:
@@ -206,12 +211,16 @@ class Feed:
         """Repeat what the prompt left for each of its sequences."""
         rows = torch.arange(len(out.logits), device=out.logits.device).repeat_interleave(self.copies)
         self.copies = 1
+        self._choose(rows)
+        self.cache = self.cache.reorder(rows)
+        return _picked(out, rows)._replace(cache=self.cache)
+
+    def _choose(self, rows: Tensor) -> None:
+        """Of what is said of each row's tokens, that of `rows` (B',)."""
         self.mask, self.positions, self.token_types = (
             value if value is None else value.index_select(0, rows)
             for value in (self.mask, self.positions, self.token_types)
         )
-        self.cache = self.cache.reorder(rows)
-        return _picked(out, rows)._replace(cache=self.cache)
 
 
 def _picked(out: "NextToken", rows: Tensor) -> "NextToken":

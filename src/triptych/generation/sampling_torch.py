@@ -6,6 +6,7 @@ Shapes: B rows, N ids of the prompt, T ids so far, V vocabulary.
 import torch
 from torch import Tensor
 
+from triptych.generation.ended_rows_torch import RunningRows
 from triptych.generation.outputs import GenerateDecoderOnlyOutput
 from triptych.generation.run_torch import Rows, Run, Trace
 
@@ -15,10 +16,11 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
 
     At each step one `torch.multinomial` on the probabilities (B, V) draws all rows' tokens.
     """
-    options, rows, trace = run.options, Rows(run), Trace(run.options)
+    options, rows, trace, feed = run.options, Rows(run), Trace(run.options), RunningRows(run)
     over = False
     while not over:
-        step = run.feed.step(rows.ids)
+        feed.leave(rows.running)
+        step = feed.step(rows.ids)
         scores = run.transforms(rows.ids, step.logits)
         trace.add(scores, step)
         over = rows.add(drawn(scores) if options.do_sample else scores.argmax(dim=-1), trace.scores)

@@ -114,6 +114,17 @@ class LayerCache:
         chosen.append(*(x.index_select(0, rows) for x in self.pair()))
         return chosen
 
+    def narrow(self, rows: list[int]) -> None:
+        """Keep the batch rows named by `rows`, rising, and move them to the front; for the only one who sees them."""
+        if self._buffer is None:
+            return
+        for seen in self.pair():
+            for place, row in enumerate(rows):
+                if place != row:
+                    seen[place].copy_(seen[row])
+        keys, values = (x[: len(rows)] for x in (self._buffer.keys, self._buffer.values))
+        self._buffer = _Buffer(keys, values, self._buffer.used, self._buffer.first)
+
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens; what comes next is written over the rest.
 
@@ -286,6 +297,16 @@ class KeyValueCache(tuple[Pair, ...]):
             for seen in pair:
                 part = seen[:, :, max(start - layer.first, 0) :]
                 part.index_copy_(0, targets.to(part.device), part.index_select(0, sources.to(part.device)))
+
+    def narrowed(self, rows: list[int]) -> Self:
+        """A cache of the batch rows named by `rows`, in rising order, in the place of all: no memory is asked for.
+
+        For the only one who has seen this cache, whose other rows are lost.
+        """
+        layers = open_layers(self, len(self))
+        for layer in layers:
+            layer.narrow(rows)
+        return self.of_layers(layers)
 
     def crop(self, length: int) -> Self:
         """A cache of the first `length` tokens.

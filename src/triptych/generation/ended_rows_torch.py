@@ -1,0 +1,56 @@
+"""Rows that have ended are fed no longer, once they are half of those fed: a step then costs what the others do.
+
+Shapes: B rows, T ids so far, V vocabulary, R rows that are still fed.
+"""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from triptych.generation.feed_torch import Feed
+from triptych.generation.run_torch import Run
+
+if TYPE_CHECKING:
+    from triptych.modeling_torch import NextToken
+
+
+class RunningRows:
+    """The feed of a run, less the rows that have ended. Their logits are zeros then, and nobody looks at them.
+
+    All rows are fed on where someone might look: at scores or the cache of an output object, or in transforms of the
+    user's own. On an accelerator a step takes as long for one row as for some, and a plain Feed knows no two halves.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.feed = feed = run.feed
+        self.fed: Tensor | None = None  # the rows (R,); None for all
+        self.leaves = (
+            type(feed) is Feed
+            and feed.cached
+            and feed.private
+            and feed.prompt.past is None
+            and len(run.prompt) > 1
+            and run.prompt.device.type == "cpu"
+            and run.options.pad_token_id is not None  # else an ended row goes on with what its logits say
+            and not run.options.return_dict_in_generate
+            and isinstance(run.transforms, list)
+            and all(type(transform).__module__.startswith("triptych.") for transform in run.transforms)
+        )
+
+    def step(self, ids: Tensor) -> "NextToken":
+        """The next token's logits (B, V) after `ids` (B, T); see `Feed.step`."""
+        if self.fed is None:
+            return self.feed.step(ids)
+        out = self.feed.step(ids.index_select(0, self.fed))
+        logits = out.logits.new_zeros((len(ids), out.logits.shape[1]))
+        return out._replace(logits=logits.index_copy_(0, self.fed, out.logits))
+
+    def leave(self, running: Tensor) -> None:
+        """Take note of which rows are still `running` (B,)."""
+        if not self.leaves:
+            return
+        left = running if self.fed is None else running[self.fed]
+        if 0 < 2 * int(left.sum()) <= len(left):
+            places = left.nonzero().squeeze(1)
+            self.fed = places if self.fed is None else self.fed[places]
+            self.feed.keep_rows(places)
