@@ -144,9 +144,15 @@ def test_a_batch_that_is_even_enough_is_one_call(
     assert fed.shapes == [(2, 9)]
 
 
-def test_the_cache_has_its_final_size_from_the_start(neo: GPTNeoForCausalLM) -> None:
+def test_the_cache_has_its_final_place_and_size_from_the_start(
+    neo: GPTNeoForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = padded(3, 12, 5) | {"max_new_tokens": 6, **NEVER, **TOLD}
-    ours, whole = (out.past_key_values for out in both_ways(neo, **inputs))
+    whole = both_ways(neo, **inputs)[1].past_key_values
+    read, in_groups = [], feed_torch.in_groups
+    monkeypatch.setattr(feed_torch, "in_groups", lambda *given: read.append(in_groups(*given)) or read[0])
+    ours = neo.generate(**inputs).past_key_values
+    assert [key.data_ptr() for key, _ in ours] == [key.data_ptr() for key, _ in read[0].cache]
     for (key, value), pair in zip(ours, whole, strict=True):
         assert [key.shape, value.shape] == [x.shape for x in pair]
         assert key.untyped_storage().nbytes() == pair[0].untyped_storage().nbytes() == 3 * 17 * 12 * 4
