@@ -137,6 +137,13 @@ def test_where_someone_may_look_all_rows_are_fed_on(
     assert set(rows) == {4}
 
 
+def test_a_hook_sees_all_rows_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gpt_neo_models.make()
+    model.transformer.h[1].register_forward_hook(lambda *_: None)
+    rows, _ = generated(model, (2, 12, 4, 3), monkeypatch)
+    assert set(rows) == {4}
+
+
 def test_a_past_of_the_users_own_is_left_as_it_was(neo: GPTNeoForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = gpt_neo_models.tokens(4, 6)
     with torch.no_grad():

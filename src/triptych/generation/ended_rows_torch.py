@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from triptych.generation.feed_torch import Feed
+from triptych.generation.prefill_torch import is_plain
 from triptych.generation.run_torch import Run
 
 if TYPE_CHECKING:
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
 class RunningRows:
     """The feed of a run, less the rows that have ended. Their logits are zeros then, and nobody looks at them.
 
-    All rows are fed on where someone might look: at scores or the cache of an output object, or in transforms of the
-    user's own. On an accelerator a step takes as long for one row as for some, and a plain Feed knows no two halves.
+    All rows are fed on where someone might look: at scores or the cache of an output object, in hooks, or in transforms
+    of the user's own. So they are on an accelerator, where a step takes as long for one row as for some.
     """
 
     def __init__(self, run: Run) -> None:
         self.feed = feed = run.feed
         self.fed: Tensor | None = None  # the rows (R,); None for all
         self.leaves = (
-            type(feed) is Feed
+            type(feed) is Feed  # a guided one feeds each row twice
             and feed.cached
             and feed.private
             and feed.prompt.past is None
@@ -35,10 +36,13 @@ class RunningRows:
             and not run.options.return_dict_in_generate
             and isinstance(run.transforms, list)
             and all(type(transform).__module__.startswith("triptych.") for transform in run.transforms)
+            and is_plain(feed.model)
         )
 
-    def step(self, ids: Tensor) -> "NextToken":
-        """The next token's logits (B, V) after `ids` (B, T); see `Feed.step`."""
+    def step(self, ids: Tensor, running: Tensor) -> "NextToken":
+        """The next token's logits (B, V) after `ids` (B, T), of which the rows `running` (B,) matter; see `Feed.step`."""
+        if self.leaves:
+            self.leave(running)
         if self.fed is None:
             return self.feed.step(ids)
         out = self.feed.step(ids.index_select(0, self.fed))
@@ -46,9 +50,7 @@ class RunningRows:
         return out._replace(logits=logits.index_copy_(0, self.fed, out.logits))
 
     def leave(self, running: Tensor) -> None:
-        """Take note of which rows are still `running` (B,)."""
-        if not self.leaves:
-            return
+        """Feed only the rows that are `running` (B,) from now on, if they are few enough."""
         left = running if self.fed is None else running[self.fed]
         if 0 < 2 * int(left.sum()) <= len(left):
             places = left.nonzero().squeeze(1)

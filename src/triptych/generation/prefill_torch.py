@@ -46,8 +46,8 @@ def in_groups(
         return None
     width = mask.shape[1]
     lengths = (width - mask.argmax(dim=1)).tolist()  # from the first token on
-    groups = plan(lengths, cost_of_call(mask.device.type, model.config.hidden_size))
-    if (len(groups) == 1 and max(lengths) == width) or not _is_plain(model):
+    groups = plan(lengths, cost_of_call(model.device.type, model.config.hidden_size))
+    if (len(groups) == 1 and max(lengths) == width) or not is_plain(model):
         return None
     shared = dict(inputs)
     if ids is not None and any(name in inputs for name in _PATCHES):
@@ -109,7 +109,7 @@ def cost_of_call(device: str, hidden_size: int) -> int:
     return max(READING, LAUNCHING // hidden_size**2)
 
 
-def _is_plain(model: nn.Module) -> bool:
+def is_plain(model: nn.Module) -> bool:
     """Whether all modules are this package's or PyTorch's own, and nobody watches, wraps or trains them."""
     if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return False

@@ -19,8 +19,7 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
     options, rows, trace, feed = run.options, Rows(run), Trace(run.options), RunningRows(run)
     over = False
     while not over:
-        feed.leave(rows.running)
-        step = feed.step(rows.ids)
+        step = feed.step(rows.ids, rows.running)
         scores = run.transforms(rows.ids, step.logits)
         trace.add(scores, step)
         over = rows.add(drawn(scores) if options.do_sample else scores.argmax(dim=-1), trace.scores)
