@@ -40,7 +40,7 @@ class RunningRows:
         )
 
     def step(self, ids: Tensor, running: Tensor) -> "NextToken":
-        """The next token's logits (B, V) after `ids` (B, T), of which the rows `running` (B,) matter; see `Feed.step`."""
+        """The next token's logits (B, V) after `ids` (B, T); only those of rows that are `running` (B,) matter."""
         if self.leaves:
             self.leave(running)
         if self.fed is None:
