@@ -73,9 +73,10 @@ def generate(
     which wins over the model's own options; an option that a given `generation_config` leaves out has the documented
     default, but bos, eos and pad ids come from the model. `eos_token_id=None` as a keyword argument means no end.
 
-    The prompt may be left-padded: positions follow `attention_mask`, so that each row gives what it gives alone.
-    Without a mask, pad tokens count as padding unless they also end texts. A prompt of `inputs_embeds` alone leaves
-    bos and the new ids in the result; without any prompt generation starts from bos.
+    The prompt may be left-padded: positions follow `attention_mask`, so that each row gives what it gives alone. Rows
+    of similar length are read together, so that little padding is computed. Without a mask, pad tokens count as padding
+    unless they also end texts. A prompt of `inputs_embeds` alone leaves bos and the new ids in the result; without any
+    prompt generation starts from bos.
 
     `stop_strings`, `json_schema` and `regex` need `tokenizer=`. `streamer.put` gets the prompt and then each new token,
     and `streamer.end` is called whatever happens.

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triptych.generation.configuration import GenerationConfig
+from triptych.generation.prefill_torch import in_groups
 from triptych.generation.prompt_torch import Prompt
 from triptych.runtime.attention import AttentionMask
 from triptych.runtime.cache import KeyValueCache
@@ -113,9 +114,11 @@ class Feed:
             inputs["token_type_ids"] = self.token_types[:, new]
         if prompt.embeds is not None and self.seen == 0:
             inputs["inputs_embeds"] = self._embedded(ids[:, prompt.ids.shape[1] :])
-            out = self._run(None, inputs)
+            given = None
         else:
-            out = self._run(ids[:, ids.shape[1] - total + self.seen :], inputs)
+            given = ids[:, ids.shape[1] - total + self.seen :]
+        alone = self.seen == 0 and self.cached and self.private and self.in_step is None  # nobody counts the calls
+        out = (in_groups(self.model, self.cache, given, inputs) if alone else None) or self._run(given, inputs)
         if self.cached:
             self.cache, self.seen = out.cache, total
         if self.copies > 1:
@@ -151,6 +154,11 @@ class Feed:
 
     def _index(self, rows: Iterable[int]) -> Tensor:
         return torch.tensor(list(rows), device=self.prompt.ids.device)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """From now on feed only `rows` (B',), rising, of those fed: for a cache that nobody else has seen."""
+        self._choose(rows)
+        self.cache = self.cache.narrowed(rows.tolist())
 
     def rewind(self, length: int) -> None:
         """Take back what was fed behind the first `length` ids; those stay in the cache."""
@@ -235,12 +243,16 @@ class Feed:
         """Repeat what the prompt left for each of its sequences."""
         rows = torch.arange(len(out.logits), device=out.logits.device).repeat_interleave(self.copies)
         self.copies = 1
+        self._choose(rows)
+        self.cache = self.cache.reorder(rows)
+        return _picked(out, rows)._replace(cache=self.cache)
+
+    def _choose(self, rows: Tensor) -> None:
+        """Of what is said of each row's tokens, that of `rows` (B',)."""
         self.mask, self.positions, self.token_types = (
             value if value is None else value.index_select(0, rows)
             for value in (self.mask, self.positions, self.token_types)
         )
-        self.cache = self.cache.reorder(rows)
-        return _picked(out, rows)._replace(cache=self.cache)
 
 
 def _picked(out: "NextToken", rows: Tensor) -> "NextToken":

@@ -6,6 +6,7 @@ Shapes: B rows, N ids of the prompt, T ids so far, V vocabulary.
 import torch
 from torch import Tensor
 
+from triptych.generation.ended_rows_torch import RunningRows
 from triptych.generation.outputs import GenerateDecoderOnlyOutput
 from triptych.generation.run_torch import Later, Rows, Run, Trace
 from triptych.runtime.preparing import NextToken
@@ -17,11 +18,11 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
     At each step one `torch.multinomial` on the probabilities (B, V) draws all rows' tokens. A GPU is given the next
     step before it is asked whether there is one, so that it need not wait for the host.
     """
-    options, rows, trace = run.options, Rows(run), Trace(run.options)
+    options, rows, trace, feed = run.options, Rows(run), Trace(run.options), RunningRows(run)
     over: bool | Later = False
     step: NextToken | None = None
     while not over:
-        step = step or run.feed.step(rows.ids)
+        step = step or feed.step(rows.ids, rows.running)
         scores = run.transforms(rows.ids, step.logits)
         trace.add(scores, step)
         tokens = drawn(scores) if options.do_sample else best(scores, rows.running)

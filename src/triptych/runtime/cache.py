@@ -37,9 +37,11 @@ class _Buffer:
         self.keys, self.values, self.used, self.first = keys, values, used, first
 
     @classmethod
-    def like(cls, key: Tensor, value: Tensor, capacity: int, used: int, first: int = 0) -> Self:
-        """Room for `capacity` tokens with heads like these, (B, H, T, D) each."""
-        keys, values = (x.new_empty((*x.shape[:2], capacity, x.shape[3])) for x in (key, value))
+    def like(
+        cls, key: Tensor, value: Tensor, capacity: int, used: int, first: int = 0, rows: int | None = None
+    ) -> Self:
+        """Room for `capacity` tokens with heads like these, (B, H, T, D) each; of `rows` rows, else of as many."""
+        keys, values = (x.new_empty((rows or len(x), x.shape[1], capacity, x.shape[3])) for x in (key, value))
         return cls(keys, values, used, first)
 
     def part(self, start: int, stop: int) -> Pair:
@@ -112,6 +114,17 @@ class LayerCache:
         chosen.append(*(x.index_select(0, rows) for x in self.pair()))
         return chosen
 
+    def narrow(self, rows: list[int]) -> None:
+        """Keep the batch rows named by `rows`, rising, and move them to the front; for the only one who sees them."""
+        if self._buffer is None:
+            return
+        for seen in self.pair():
+            for place, row in enumerate(rows):
+                if place != row:
+                    seen[place].copy_(seen[row])
+        keys, values = (x[: len(rows)] for x in (self._buffer.keys, self._buffer.values))
+        self._buffer = _Buffer(keys, values, self._buffer.used, self._buffer.first)
+
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens; what comes next is written over the rest.
 
@@ -162,8 +175,9 @@ class LayerCache:
         """Let go of what the window has passed; a new buffer holds the last tokens."""
         since, stop = max(first, start - window + 1 - _BEHIND), start + key.shape[2]
         keys, values = self._joined(since, start, key, value)
-        held = min(stop - since, window + _BEHIND + _AHEAD)
-        self._buffer = _Buffer.like(key, value, window + _BEHIND + _AHEAD, used=stop, first=stop - held)
+        room = window + _BEHIND + _AHEAD
+        held = min(stop - since, room)
+        self._buffer = _Buffer.like(key, value, room, used=stop, first=stop - held)
         self._buffer.write(stop - held, stop, keys[:, :, -held:], values[:, :, -held:])
         return keys, values
 
@@ -177,6 +191,44 @@ class LayerCache:
             buffer.write(0, start, *self._buffer.part(0, start))
         buffer.write(start, needed, key, value)
         return buffer
+
+
+class RowsOfLayer(LayerCache):
+    """Some `rows` (R,) of a layer's `batch` rows, for their first tokens, which end with the batch's first `stop`.
+
+    They go straight to their places in the one buffer of all rows, which the layer gets with its first group. What
+    stands before a row's first token is zero.
+    """
+
+    __slots__ = ("_batch", "_rows", "_stop", "_whole")
+
+    def __init__(self, whole: LayerCache, rows: Tensor, batch: int, stop: int) -> None:
+        super().__init__()
+        self._whole, self._rows, self._batch, self._stop = whole, rows, batch, stop
+
+    def fork(self, length: int | None = None) -> "LayerCache":
+        """Itself: it is there for one forward pass."""
+        return self
+
+    def pair(self) -> Pair:
+        """Keys and values of the whole batch, as far as they are there."""
+        return self._whole.pair()
+
+    def append(self, key: Tensor, value: Tensor) -> Pair:
+        """Put keys and values of the rows' T tokens, (R, H, T, D) each, in their places; returns them as they are."""
+        whole, stop = self._whole, self._stop
+        if whole._buffer is None:
+            room = whole.window + _BEHIND + _AHEAD if whole.window else max(whole._reserve, stop)
+            first = max(stop - room, 0)
+            whole._buffer = _Buffer.like(key, value, room, used=stop, first=first, rows=self._batch)
+            whole.length = stop
+        rows = self._rows.to(key.device)
+        for places, new in zip(whole.pair(), (key, value), strict=True):
+            before = max(places.shape[2] - new.shape[2], 0)
+            places[:, :, :before].index_fill_(0, rows, 0)
+            places[:, :, before:].index_copy_(0, rows, new[:, :, before - places.shape[2] :])
+        self.length = key.shape[2]
+        return key, value
 
 
 def _check_past(past: Tensor, new: Tensor) -> None:
@@ -215,6 +267,16 @@ class KeyValueCache(tuple[Pair, ...]):
         cache._layers = layers
         return cache
 
+    @classmethod
+    def of_rows(cls, layers: Iterable[LayerCache], rows: Tensor, batch: int, stop: int) -> Self:
+        """An empty cache for the first tokens of some `rows` (R,) of a `batch`, the last of which is its `stop` - 1.
+
+        They are written to `layers`, which have seen nothing but other such rows.
+        """
+        cache = cls()
+        cache._layers = [RowsOfLayer(layer, rows, batch, stop) for layer in layers]
+        return cache
+
     @property
     def length(self) -> int:
         """S, the number of tokens seen."""
@@ -235,6 +297,16 @@ class KeyValueCache(tuple[Pair, ...]):
             for seen in pair:
                 part = seen[:, :, max(start - layer.first, 0) :]
                 part.index_copy_(0, targets.to(part.device), part.index_select(0, sources.to(part.device)))
+
+    def narrowed(self, rows: list[int]) -> Self:
+        """A cache of the batch rows named by `rows`, in rising order, in the place of all: no memory is asked for.
+
+        For the only one who has seen this cache, whose other rows are lost.
+        """
+        layers = open_layers(self, len(self))
+        for layer in layers:
+            layer.narrow(rows)
+        return self.of_layers(layers)
 
     def crop(self, length: int) -> Self:
         """A cache of the first `length` tokens.

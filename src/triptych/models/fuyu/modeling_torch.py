@@ -182,6 +182,10 @@ class FuyuForCausalLM(FuyuPreTrainedModel):
         )
         return self.language_model.next_token_logits(None, inputs_embeds=embeds, **model_inputs)
 
+    def embedded(self, input_ids: Tensor, image_patches: Patches, image_patches_indices: Tensor | None) -> Tensor:
+        """Vectors (B, T, C) of a prompt's words and patches, which `generate` may then feed in parts."""
+        return self._embedded(input_ids, None, None, image_patches, image_patches_indices)
+
     def _embedded(
         self,
         input_ids: Tensor | None,
