@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.activations_torch import gelu_tanh
-from triptych.runtime.quantization import Int8Linear, is_transposed
+from triptych.runtime.quantized_linear import QuantizedLinear, is_transposed
 
 Function = Callable[[Tensor], Tensor]
 _ROWS = 8  # the layout is chosen for this many; it was the best or near it from 1 to 16
@@ -25,7 +25,7 @@ def packed(*layers: nn.Module, activation: Function | None = None) -> Function:
 
     Float32 weights are copied into the blocked layout. Quantised layers are packed already and are called as they are.
     """
-    if any(isinstance(layer, Int8Linear) for layer in layers):
+    if any(isinstance(layer, QuantizedLinear) for layer in layers):
         return _in_turn([_product(layer) for layer in layers], activation)
     weight = torch.cat([_rows(layer) for layer in layers]) if len(layers) > 1 else _rows(layers[0])
     blocked = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
@@ -42,7 +42,7 @@ def packed(*layers: nn.Module, activation: Function | None = None) -> Function:
 
 
 def _product(layer: nn.Module) -> Function:
-    return layer.product if isinstance(layer, Int8Linear) else packed(layer)
+    return layer.product if isinstance(layer, QuantizedLinear) else packed(layer)
 
 
 def _in_turn(products: Sequence[Function], activation: Function | None) -> Function:

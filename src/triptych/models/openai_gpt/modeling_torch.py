@@ -27,16 +27,11 @@ from triptych.inputs_torch import (
     sum_of_embeddings,
 )
 from triptych.losses_torch import choice_loss, last_token, logits_and_loss, sequence_loss
-from triptych.modeling_torch import (
-    NextToken,
-    PreTrainedModel,
-    kept_after_pruning,
-    register_output,
-    selected,
-)
+from triptych.modeling_torch import NextToken, PreTrainedModel, register_output
 from triptych.models.openai_gpt.configuration import OpenAIGPTConfig
 from triptych.models.openai_gpt.step_torch import OpenAIGPTStep
 from triptych.outputs import BaseModelOutput, CausalLMOutput, ModelOutput, SequenceClassifierOutput
+from triptych.reshaping_torch import kept_after_pruning, selected
 from triptych.runtime.attention import AttentionMask, attend, merge_heads, split_heads
 from triptych.runtime.cache import KeyValueCache, LayerCache, open_layers
 from triptych.runtime.preparing import last_positions, step_of, without_flags
