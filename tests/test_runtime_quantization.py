@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -264,6 +265,25 @@ def test_a_refused_model_is_as_it_was(model: Any, kind: str) -> None:
         model.quantize(kind)
     assert model.quantization is None
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_floats_are_let_go_of_one_after_the_other(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    layers = [layer for block in _blocks(model) for layer in block.modules() if type(layer) in (nn.Linear, Conv1D)]
+    weights = [weakref.ref(layer.weight) for layer in layers]
+    del layers
+    alive, of = [], Int8Linear.of
+
+    def watched(*arguments: Any) -> QuantizedLinear:
+        alive.append(sum(weight() is not None for weight in weights))
+        return of(*arguments)
+
+    monkeypatch.setattr(Int8Linear, "of", watched)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model.quantize()
+    torch.set_num_threads(threads)
+    assert alive[0] == len(weights)
+    assert alive[-1] == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -6,14 +6,13 @@ reads best; torchao has no other for the CPU.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from triptych.runtime.quantized_linear import QuantizedLinear, refuse_endless
+from triptych.runtime.quantized_linear import QuantizedLinear, pieces, refuse_endless
 
 GROUPS = (128, 64, 32)  # the largest that divides a layer's inputs is taken
 _BLOCK = 64  # outputs that the kernels take at a time; fewer are filled up with zeros
-_AT_A_TIME = 8 * _BLOCK  # outputs that are rounded at a time, so that no second float copy of a layer is made
+_AT_A_TIME = 16 * _BLOCK  # outputs that are laid out at a time, of which each step takes 4 bytes until then
 _MIDDLE = 8  # the step that stands for the offset
 
 
@@ -103,13 +102,19 @@ class Int4Linear(QuantizedLinear):
 
 def _rounded(rows: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """Steps (out, in) of int32 and scales with offsets (groups, out, 2) in bfloat16, filled up to whole blocks."""
-    rows = F.pad(rows.float(), (0, 0, 0, -len(rows) % _BLOCK)).view(-1, rows.shape[1] // group, group)
-    low, high = rows.amin(dim=2), rows.amax(dim=2)
-    scale = ((high - low) / 15).clamp_(min=torch.finfo(torch.float32).tiny).bfloat16()
-    offset = (low + _MIDDLE * scale).bfloat16()
-    # by what the kernels will multiply with, so that its rounding is made good
-    steps = (rows - offset.float()[..., None]).div_(scale.float()[..., None]).round_().clamp_(-_MIDDLE, 15 - _MIDDLE)
-    return steps.add_(_MIDDLE).int().flatten(1), torch.stack([scale, offset], dim=2).transpose(0, 1)
+    count = -(-len(rows) // _BLOCK) * _BLOCK
+    steps = torch.zeros(count, rows.shape[1], dtype=torch.int32)
+    scales = torch.zeros(count, rows.shape[1] // group, 2, dtype=torch.bfloat16)
+    for part, step, both in pieces(rows, steps[: len(rows)], scales[: len(rows)]):
+        grouped = part.float().contiguous().view(len(part), -1, group)
+        low, high = grouped.amin(dim=2), grouped.amax(dim=2)
+        scale, offset = both.unbind(2)
+        scale.copy_(((high - low) / 15).clamp_(min=torch.finfo(torch.float32).tiny))
+        offset.copy_(low + _MIDDLE * scale)
+        # by what the kernels will multiply with, so that its rounding is made good
+        exact = (grouped - offset[..., None].float()).div_(scale[..., None].float())
+        step.copy_(exact.round_().clamp_(-_MIDDLE, 15 - _MIDDLE).add_(_MIDDLE).flatten(1))
+    return steps, scales.transpose(0, 1)
 
 
 def _in_layout(steps: Tensor) -> Tensor:

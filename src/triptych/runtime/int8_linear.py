@@ -8,13 +8,14 @@ such schemes; this one has no outlier path.
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import torch
 from torch import Tensor
 
-from triptych.runtime.quantized_linear import QuantizedLinear, refuse_endless
+from triptych.runtime.quantized_linear import QuantizedLinear, pieces, refuse_endless
 
-_ROWS = 256  # rows that are rounded at a time, so that what is in between stays in the processor's cache
+_warnings = Lock()  # Python's filters belong to all threads
 
 
 class Int8Linear(QuantizedLinear):
@@ -39,11 +40,11 @@ class Int8Linear(QuantizedLinear):
     def _pack(self, rows: Tensor, bias: Tensor | None) -> None:
         steps = torch.empty(rows.shape, dtype=torch.int8)
         scales = torch.empty(len(rows))
-        for part, here, scale in zip(*(torch.split(each, _ROWS) for each in (rows, steps, scales)), strict=True):
+        for part, step, scale in pieces(rows, steps, scales):
             part = part.float().contiguous()
-            torch.maximum(part.amax(dim=1), -part.amin(dim=1), out=scale)
-            scale.div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
-            here.copy_((part / scale[:, None]).round_())
+            largest = torch.maximum(part.amax(dim=1), part.amin(dim=1).neg_())
+            scale.copy_(largest.div_(127).clamp_(min=torch.finfo(torch.float32).tiny))
+            step.copy_((part / scale[:, None]).round_())
         refuse_endless(scales)
         self._hold(steps, scales, None if bias is None else bias.float())
 
@@ -87,6 +88,6 @@ def _no_offsets(rows: Tensor) -> Tensor:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Tensors with scales of their own are deprecated in PyTorch, but its packed products have no other way in."""
-    with warnings.catch_warnings():
+    with _warnings, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield

@@ -1,6 +1,7 @@
 """Which quantised layer takes the place of a linear layer, for each kind and device; and doing and undoing it."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -112,35 +113,57 @@ def quantize_layers(
 ) -> None:
     """Put a quantised layer in the place of every linear layer within a model's blocks, and of the head.
 
-    One after the other, so that at no time two copies of more than a layer exist. `device_of` says where a layer of
-    some name shall be, else each stays; `dtype` is that of the floats that it stands for. Layers whose inputs the
-    kind cannot split stay as they are.
+    Some at a time, so that at no time two copies of more than these layers exist. `device_of` says where a layer of
+    some name shall be, else each stays; `dtype` is that of the floats that it stands for. Layers whose inputs the kind
+    cannot split stay as they are.
 
     Raises: ValueError where nothing can be quantised, and for weights that are no numbers: the model is then as it
         was, unless `at_once` does without reading all weights first.
     """
+    places = _places_of(model, kind, device_of)
+    if not (places or quantized_layers(model)):
+        raise ValueError(f"quantization={kind!r} needs layers whose inputs 32 divides; this model has none.")
+    if not at_once:
+        for parent, name, _, _ in places:
+            weight = parent.get_submodule(name).get_parameter("weight").detach()
+            refuse_endless(*(value.float() for value in weight.aminmax()))
+
+    def put(place: _Place) -> None:
+        parent, name, make, device = place
+        layer = parent.get_submodule(name)
+        parent._modules[name] = make.of(layer, device, dtype).train(layer.training)
+
+    # packing is work for one thread on a CPU; a GPU does one after the other
+    threads = 1 if any(device.type != "cpu" for *_, device in places) else min(torch.get_num_threads(), _MOST_AT_ONCE)
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(put, places):
+            pass
+
+
+_MOST_AT_ONCE = 8
+_Place = tuple[nn.Module, str, type[QuantizedLinear], torch.device]
+
+
+def _places_of(
+    model: "PreTrainedModel", kind: str, device_of: Callable[[str], torch.device | None] | None
+) -> list[_Place]:
+    """Where layers are to be quantised: parent and name (nothing shall keep the layer itself); by what, and where."""
     blocks = [each for each in model.modules() if type(each).__name__ in model._no_split_modules]
     inside = {layer for block in blocks for layer in block.modules()}
     head = model.get_output_embeddings()
-    chosen = []
-    for parent, name, path, layer in list(_places(model)):
+    places = []
+    for parent, name, path, layer in _children(model):
         if (layer in inside or layer is head) and (type(layer) is nn.Linear or is_transposed(type(layer))):
             device = (device_of(path) if device_of else None) or layer.get_parameter("weight").device
             make = layer_for(kind, device)
             if make.takes(_in_features(layer)):
-                chosen.append((parent, name, layer, make, device))
-    if not (chosen or quantized_layers(model)):
-        raise ValueError(f"quantization={kind!r} needs layers whose inputs 32 divides; this model has none.")
-    if not at_once:
-        for _, _, layer, _, _ in chosen:
-            refuse_endless(*(value.float() for value in layer.get_parameter("weight").detach().aminmax()))
-    for parent, name, layer, make, device in chosen:
-        parent._modules[name] = make.of(layer, device, dtype).train(layer.training)
+                places.append((parent, name, make, device))
+    return places
 
 
 def dequantize_layers(model: nn.Module) -> None:
     """Put float layers in the place of every quantised one."""
-    for parent, name, _, layer in list(_places(model)):
+    for parent, name, _, layer in list(_children(model)):
         if isinstance(layer, QuantizedLinear):
             parent._modules[name] = layer.restored().train(layer.training)
 
@@ -160,7 +183,7 @@ def _in_features(layer: nn.Module) -> int:
     return int(layer.get_parameter("weight").shape[0 if is_transposed(type(layer)) else 1])
 
 
-def _places(root: nn.Module) -> Iterator[tuple[nn.Module, str, str, nn.Module]]:
+def _children(root: nn.Module) -> Iterator[tuple[nn.Module, str, str, nn.Module]]:
     """Each module's parent, name there, name in the whole, and itself."""
     for prefix, parent in root.named_modules():
         for name, child in parent._modules.items():

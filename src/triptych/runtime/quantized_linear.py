@@ -1,6 +1,6 @@
 """What all quantised linear layers share: they stand in a model as the float layers that they were made from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Self
 
 import torch
@@ -174,6 +174,19 @@ class QuantizedLinear(nn.Module):
 def is_transposed(kind: type[nn.Module]) -> bool:
     """Whether a linear layer's weight is (in, out), as a Conv1D of the published files has it."""
     return bool(getattr(kind, "weight_is_transposed", False))
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same few rows of each tensor (rows, …), again and again.
+
+    They are so few that PyTorch shares out none of the work on them, which takes longer than the work where other
+    programs are at work too; and what is computed on the way stays in the processor's cache.
+    """
+    rows = max(1, (_SHARED_OUT - 1) // tensors[0].shape[1])
+    return zip(*(torch.split(each, rows) for each in tensors), strict=True)
+
+
+_SHARED_OUT = 2**15  # numbers from which PyTorch shares an operation out among threads
 
 
 def refuse_endless(*values: Tensor) -> None:
