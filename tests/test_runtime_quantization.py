@@ -133,7 +133,7 @@ def test_weights_of_8_bits_are_rounded_to_the_nearest_step() -> None:
     assert ((weight - layer.weight).abs() <= 0.501 * layer.weight.abs().amax(dim=1, keepdim=True) / 127).all()
 
 
-@pytest.mark.parametrize(("in_features", "group"), [(768, 128), (192, 64), (96, 32)])
+@pytest.mark.parametrize(("in_features", "group"), [(768, 64), (192, 64), (96, 32)])
 def test_weights_of_4_bits_have_scales_for_groups_of_inputs(in_features: int, group: int) -> None:
     layer = nn.Linear(in_features, 100)
     short = Int4Linear.of(layer)
@@ -153,7 +153,7 @@ def test_a_matrix_of_zeros_stays_one(layer_class: type[QuantizedLinear]) -> None
 
 
 @pytest.mark.parametrize("name", BOX)
-@pytest.mark.parametrize(("kind", "most"), [("int8", 0.01), ("int4", 0.03)])
+@pytest.mark.parametrize(("kind", "most"), [("int8", 0.01), ("int4", 0.02)])
 def test_perplexity_changes_by_little(name: str, kind: str, most: float) -> None:
     ids = AutoTokenizer.from_pretrained(name)(STORY, return_tensors="pt").input_ids
     with torch.no_grad():

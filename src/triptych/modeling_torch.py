@@ -324,13 +324,13 @@ class PreTrainedModel(nn.Module):
     @property
     def quantization(self) -> str | None:
         """How the weights are held: "int8" or "int4", or None for floats."""
-        return next((layer.quantization for layer in quantization.quantized_layers(self)), None)
+        return quantization.quantization_of(self)
 
     def quantize(self, kind: str = "int8") -> Self:
         """Hold the matrices of the blocks and of the head in 8 or 4 bits: less memory, and on a CPU faster decoding.
 
-        "int8" needs nothing on a CPU; "int4" neither, and layers with inputs that 32 does not divide stay float. On a
-        GPU both need torchao. The float matrices are let go of. Embeddings, norms and biases stay as they are, and
+        With "int4" the head has 8 bits, and layers with inputs that 32 does not divide stay float. A CPU needs nothing
+        for it, a GPU torchao. The float matrices are let go of. Embeddings, norms and biases stay as they are, and
         nothing is trained any more. `state_dict` and `save_pretrained` give float weights, those that the bits stand
         for.
 

@@ -24,6 +24,7 @@ LAYERS: dict[tuple[str, str], type[QuantizedLinear]] = {  # kind and type of dev
     ("int8", "cuda"): TorchaoInt8Linear,
     ("int4", "cuda"): TorchaoInt4Linear,
 }
+_OF_HEADS = {"int4": "int8"}  # 4 bits of a head cost more in perplexity than those of all blocks together
 _FLAGS = {"load_in_8bit": "int8", "load_in_4bit": "int4"}
 
 
@@ -113,6 +114,8 @@ def quantize_layers(
 ) -> None:
     """Put a quantised layer in the place of every linear layer within a model's blocks, and of the head.
 
+    With "int4" the head has 8 bits.
+
     Some at a time, so that at no time two copies of more than these layers exist. `device_of` says where a layer of
     some name shall be, else each stays; `dtype` is that of the floats that it stands for. Layers whose inputs the kind
     cannot split stay as they are.
@@ -121,7 +124,7 @@ def quantize_layers(
         was, unless `at_once` does without reading all weights first.
     """
     places = _places_of(model, kind, device_of)
-    if not (places or quantized_layers(model)):
+    if not (quantized_layers(model) or any(make.quantization == kind for _, _, make, _ in places)):
         raise ValueError(f"quantization={kind!r} needs layers whose inputs 32 divides; this model has none.")
     if not at_once:
         for parent, name, _, _ in places:
@@ -155,7 +158,7 @@ def _places_of(
     for parent, name, path, layer in _children(model):
         if (layer in inside or layer is head) and (type(layer) is nn.Linear or is_transposed(type(layer))):
             device = (device_of(path) if device_of else None) or layer.get_parameter("weight").device
-            make = layer_for(kind, device)
+            make = layer_for(_OF_HEADS.get(kind, kind) if layer is head else kind, device)
             if make.takes(_in_features(layer)):
                 places.append((parent, name, make, device))
     return places
@@ -171,6 +174,12 @@ def dequantize_layers(model: nn.Module) -> None:
 def quantized_layers(model: nn.Module) -> list[QuantizedLinear]:
     """The quantised layers of a model."""
     return [each for each in model.modules() if isinstance(each, QuantizedLinear)]
+
+
+def quantization_of(model: nn.Module) -> str | None:
+    """The kind that the layers of a model's blocks are quantised to; None for floats."""
+    kinds = {layer.quantization for layer in quantized_layers(model)}
+    return next((kind for kind in ("int4", "int8") if kind in kinds), None)
 
 
 def untied_numel(model: "PreTrainedModel") -> int:
