@@ -357,6 +357,21 @@ def test_what_cannot_be_done_says_what_to_do(model: Any, kind: str) -> None:
         model(input_ids=tokens(1, 4))
 
 
+@pytest.mark.parametrize("options", [{"torch_dtype": "bfloat16"}, {"low_cpu_mem_usage": True}])
+def test_each_layer_goes_to_the_device_of_the_map(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    # "meta" stands in for a GPU: what stayed on the CPU, or waits for a number, raises there
+    monkeypatch.setitem(quantization.LAYERS, ("int8", "meta"), TorchaoInt8Linear)
+    monkeypatch.setattr("triptych.runtime.torchao_linear.refuse_endless", lambda value: None)
+    model = GPTNeoForCausalLM.from_pretrained(BOX[0], quantization="int8", device_map="meta", **options)
+    assert {layer.device.type for layer in quantized_layers(model)} == {"meta"}
+    assert {value.device.type for value in (*model.parameters(), *model.buffers())} == {"meta"}
+    for layer in quantized_layers(model):
+        x = torch.empty(2, layer.in_features, device="meta", dtype=model.dtype)
+        assert layer(x).shape == (2, layer.out_features)
+    with pytest.raises(ValueError, match="packed for meta and cannot be moved to cpu"):
+        model.to_empty(device="cpu")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

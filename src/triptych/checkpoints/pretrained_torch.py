@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from triptych.checkpoints import saving_torch
 from triptych.checkpoints.checkpoint import open_checkpoint
@@ -278,9 +278,13 @@ def _quantize(
     quantize_layers(
         model, str(options.quantization), device_of=lambda name: placement(f"{name}.weight"), dtype=dtype, at_once=True
     )
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(placement(name), dtype, copy=not options.low_cpu_mem_usage)
-    model.requires_grad_(False)
+    made: dict[nn.Parameter, nn.Parameter] = {}  # so that what is tied stays so
+    for name, value in list(model.named_parameters(remove_duplicate=False)):
+        if value not in made:
+            there = value.detach().to(placement(name), dtype, copy=not options.low_cpu_mem_usage)
+            made[value] = nn.Parameter(there, requires_grad=False)
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner)._parameters[leaf] = made[value]
 
 
 def _remember_origin(model: "PreTrainedModel", name_or_folder: StrPath | None, hub: HubOptions) -> None:
