@@ -127,6 +127,14 @@ def test_a_quantised_layer_is_close_to_its_float_one(
     assert short.numel == layer.weight.numel() + layer.bias.numel()
 
 
+def test_sums_in_float16_have_room(layer_class: type[QuantizedLinear]) -> None:
+    layer = nn.Linear(512, 8, dtype=torch.float16)
+    nn.init.constant_(layer.weight, 0.1)
+    with torch.no_grad():
+        out = layer_class.of(layer)(torch.full((3, 512), 30.0, dtype=torch.float16))
+    assert _distance(out, torch.full((3, 8), 1536.0)) < 0.01
+
+
 def test_weights_of_8_bits_are_rounded_to_the_nearest_step() -> None:
     layer = nn.Linear(70, 40)
     weight = Int8Linear.of(layer).weight_and_bias()[0]

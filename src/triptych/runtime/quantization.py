@@ -128,8 +128,8 @@ def quantize_layers(
         raise ValueError(f"quantization={kind!r} needs layers whose inputs 32 divides; this model has none.")
     if not at_once:
         for parent, name, _, _ in places:
-            weight = parent.get_submodule(name).get_parameter("weight").detach()
-            refuse_endless(*(value.float() for value in weight.aminmax()))
+            low, high = parent.get_submodule(name).get_parameter("weight").detach().aminmax()
+            refuse_endless(high.float() - low.float())
 
     def put(place: _Place) -> None:
         parent, name, make, device = place

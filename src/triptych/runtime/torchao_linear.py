@@ -74,6 +74,14 @@ class TorchaoInt8Linear(TorchaoLinear):
 
     quantization = "int8"
 
+    def product(self, x: Tensor) -> Tensor:
+        if x.dtype is not torch.float16:
+            return super().product(x)
+        # torchao adds up steps of up to 127 before it scales them, which float16 has no room for
+        weight, bias = self.packed
+        out = F.linear(x * 2**-7, weight) * 2**7
+        return out if bias is None else out + bias.to(x.dtype)
+
     def _settings(self, torchao: Any) -> Any:
         return torchao.Int8WeightOnlyConfig(set_inductor_config=False)
 
