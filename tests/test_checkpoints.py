@@ -348,7 +348,7 @@ def test_generation_options_come_from_their_file_or_else_the_configuration(folde
     assert GPTNeoForCausalLM.from_pretrained(tmp_path).generation_config.max_new_tokens is None
 
 
-@pytest.mark.parametrize("option", ["from_tf", "from_flax", "load_in_4bit", "quantization_config"])
+@pytest.mark.parametrize("option", ["from_tf", "from_flax"])
 def test_what_is_not_supported_is_refused_by_name(folder, option):
     with pytest.raises(ValueError, match=f"{option} was given"):
         GPTNeoForCausalLM.from_pretrained(folder / "safetensors", **{option: True})

@@ -10,7 +10,10 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 PAGES = (
     "README.md",
-    *(f"docs/{page}.md" for page in ("decoding", "explain", "flax", "fuyu", "grammars", "tensorflow", "watermarks")),
+    *(
+        f"docs/{page}.md"
+        for page in ("decoding", "explain", "flax", "fuyu", "grammars", "quantization", "tensorflow", "watermarks")
+    ),
 )
 
 

@@ -92,6 +92,18 @@ def test_half_precision_is_finite_at_full_length_with_large_scores(dtype, implem
 # -- arguments -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_loaded_in_half_precision_is_so_throughout(dtype, tmp_path):
+    model = make()
+    model.save_pretrained(tmp_path)
+    half = OpenAIGPTLMHeadModel.from_pretrained(tmp_path, torch_dtype=dtype)
+    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
+    with torch.no_grad():
+        torch.testing.assert_close(
+            half(tokens()).logits.float(), model.to(dtype)(tokens()).logits.float(), rtol=0, atol=0
+        )
+
+
 def test_embeddings_give_what_their_ids_give():
     model, ids = make(), tokens()
     with torch.no_grad():

@@ -12,6 +12,7 @@ from types import ModuleType
 EXTRAS = {
     "torch": "torch",
     "accelerate": "device-map",
+    "torchao": "quantization",
     "tensorflow": "tf",
     "h5py": "tf",
     "keras": "tf",

@@ -14,20 +14,15 @@ from torch.utils.hooks import RemovableHandle
 
 from triptych import outputs
 from triptych.checkpoints import pretrained_torch
-from triptych.configuration import PretrainedConfig, positive_int
+from triptych.configuration import PretrainedConfig
 from triptych.generation import decoding_torch
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.transitions_torch import transition_scores
+from triptych.reshaping_torch import check_heads, resize_embeddings
+from triptych.runtime import quantization
 from triptych.runtime.attention import check_implementation
 from triptych.runtime.cache import KeyValueCache
 from triptych.runtime.preparing import NextToken
-from triptych.runtime.quantization import (
-    Int8Linear,
-    check_quantization,
-    dequantize_layers,
-    quantize_layers,
-    quantized_layers,
-)
 
 _OutputClass = TypeVar("_OutputClass", bound=type[outputs.ModelOutput])
 
@@ -77,7 +72,7 @@ class PreTrainedModel(nn.Module):
             del self.config.gradient_checkpointing
             self.gradient_checkpointing_enable()
         if self.config.pruned_heads:
-            self._check_heads(self.config.pruned_heads)
+            check_heads(self.config, self.config.pruned_heads)
             self._prune(self.config.pruned_heads)
         self.tie_weights()
 
@@ -204,21 +199,15 @@ class PreTrainedModel(nn.Module):
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers the parameters hold, tied ones once."""
-        excluded = (
-            {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
-        )
-        tied: nn.Module | None = self.get_output_embeddings() if self.config.tie_word_embeddings else None
-        of_8_bits = [layer for layer in quantized_layers(self) if layer is not tied and not only_trainable]
-        quantized = sum(layer.numel for layer in of_8_bits)
-        return int(quantized) + sum(
-            p.numel() for p in self.parameters() if id(p) not in excluded and (p.requires_grad or not only_trainable)
-        )
+        skipped = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
+        counted = (p for p in self.parameters() if id(p) not in skipped and (p.requires_grad or not only_trainable))
+        return sum(p.numel() for p in counted) + (0 if only_trainable else quantization.untied_numel(self))
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of the parameters, and of the buffers."""
         tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
-        size: int = sum(t.nbytes for t in tensors) + sum(layer.nbytes for layer in quantized_layers(self))
-        return size
+        size: int = sum(t.nbytes for t in tensors)
+        return size + sum(layer.nbytes for layer in quantization.quantized_layers(self))
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.use_return_dict if return_dict is None else return_dict
@@ -244,7 +233,7 @@ class PreTrainedModel(nn.Module):
     def tie_weights(self) -> None:
         """Let the output embedding be the input embedding, where the configuration ties them."""
         head = self.get_output_embeddings()
-        if head is not None and self.config.tie_word_embeddings and not isinstance(head, Int8Linear):
+        if head is not None and self.config.tie_word_embeddings and not isinstance(head, quantization.QuantizedLinear):
             head.weight = self.get_input_embeddings().weight
             head.out_features = head.weight.shape[0]
 
@@ -260,22 +249,7 @@ class PreTrainedModel(nn.Module):
         Raises: ValueError unless both arguments are positive ints where given.
         """
         self._refuse_quantized("be resized")
-        if new_num_tokens is not None:
-            new_num_tokens = positive_int("new_num_tokens", new_num_tokens)
-        if pad_to_multiple_of is not None:
-            pad_to_multiple_of = positive_int("pad_to_multiple_of", pad_to_multiple_of)
-        embedding = self.get_input_embeddings()
-        if new_num_tokens is None and pad_to_multiple_of is None:
-            return embedding
-        size = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
-        size += -size % (pad_to_multiple_of or 1)
-        if size != embedding.num_embeddings:
-            _resize(embedding, size)
-            head = self.get_output_embeddings()
-            if head is not None and not self.config.tie_word_embeddings:
-                _resize(head, size)
-        self.config.vocab_size = size
-        self.tie_weights()
+        resize_embeddings(self, new_num_tokens, pad_to_multiple_of)
         return self.get_input_embeddings()
 
     # -- heads -----------------------------------------------------------------------------------------------
@@ -291,18 +265,9 @@ class PreTrainedModel(nn.Module):
         pruned = {layer: set(heads) for layer, heads in self.config.pruned_heads.items()}
         for layer, heads in heads_to_prune.items():
             pruned[int(layer)] = pruned.get(int(layer), set()) | set(heads)
-        self._check_heads(pruned)
+        check_heads(self.config, pruned)
         self._prune(pruned)
         self.config.pruned_heads = {layer: sorted(heads) for layer, heads in sorted(pruned.items())}
-
-    def _check_heads(self, pruned: Mapping[int, Iterable[int]]) -> None:
-        num_layers, num_heads = self.config.num_hidden_layers, self.config.num_attention_heads
-        for layer, heads in pruned.items():
-            if not 0 <= layer < num_layers or not set(heads) < set(range(num_heads)):
-                raise ValueError(
-                    f"Pruned heads must be of layers 0 to {num_layers - 1} and heads 0 to {num_heads - 1}, and leave "
-                    f"each layer a head; got heads {sorted(heads)} of layer {layer}."
-                )
 
     def _prune(self, heads: Mapping[int, Iterable[int]]) -> None:
         if self.base_model is self:
@@ -347,42 +312,42 @@ class PreTrainedModel(nn.Module):
 
     @property
     def quantization(self) -> str | None:
-        """How the weights are held: "int8", or None for floats."""
-        return "int8" if quantized_layers(self) else None
+        """How the weights are held: "int8" or "int4", or None for floats."""
+        return quantization.quantization_of(self)
 
     def quantize(self, kind: str = "int8") -> Self:
-        """Hold the matrices of the blocks and of the head in 8 bits: less memory, faster decoding, on a CPU.
+        """Hold the matrices of the blocks and of the head in 8 or 4 bits: less memory, and on a CPU faster decoding.
 
-        The float matrices are let go of. Embeddings, norms and biases stay as they are, and nothing is trained any
-        more. `state_dict` and `save_pretrained` give float weights, those that the 8 bits stand for.
+        With "int4" the head has 8 bits, and layers with inputs that 32 does not divide stay float. A CPU needs nothing
+        for it, a GPU torchao. The float matrices are let go of. Embeddings, norms and biases stay as they are, and
+        nothing is trained any more. `state_dict` and `save_pretrained` give float weights, those that the bits stand
+        for.
 
-        Raises: ValueError for another `kind`, a model that is not on the CPU, or a processor without such kernels.
+        Raises: ValueError for another `kind`, a model that is quantised to another, weights that are no numbers, or a
+            device or processor without such kernels; ImportError naming the extra that is missing. The model is then
+            as it was.
         """
-        check_quantization(kind)
-        places = {value.device.type for value in self.parameters()}
-        if places != {"cpu"}:
-            raise ValueError(f"quantization='int8' is for models on the CPU; this one is on {', '.join(places)}.")
         self._prepared = None
-        quantize_layers(self, self._no_split_modules, self.get_output_embeddings())
+        quantization.quantize_model(self, kind)
         return self.requires_grad_(False)
 
     def dequantize(self) -> Self:
-        """Hold all matrices as float32 again, with the values that their 8 bits stand for. Training works again.
+        """Hold all matrices as floats again, with the values that their bits stand for. Training works again.
 
         A tied head is the token embedding again, which was never rounded.
         """
-        dequantize_layers(self)
+        quantization.dequantize_layers(self)
         self.tie_weights()
         return self.requires_grad_(True)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        for layer in quantized_layers(self)[:1]:
+        for layer in quantization.quantized_layers(self)[:1]:
             layer.check_place(fn)  # before anything is moved
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def _refuse_quantized(self, what: str) -> None:
         if self.quantization:
-            raise ValueError(f"A model with weights of 8 bits cannot {what}. Call model.dequantize() first.")
+            raise ValueError(f"A model with quantised weights cannot {what}. Call model.dequantize() first.")
 
     # -- generation ------------------------------------------------------------------------------------------
 
@@ -505,36 +470,6 @@ class PreTrainedModel(nn.Module):
 
 def _require_grad(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     return output.requires_grad_(True)
-
-
-def kept_after_pruning(heads: list[int], gone: Iterable[int], head_dim: int) -> tuple[list[int], Tensor]:
-    """Those of `heads` that are not gone, and where their features are among the features of `heads`."""
-    gone = set(gone)
-    places = [place for place, head in enumerate(heads) if head not in gone]
-    features = torch.tensor([place * head_dim + d for place in places for d in range(head_dim)])
-    return [heads[place] for place in places], features
-
-
-def selected(weight: Tensor, dim: int, index: Tensor) -> nn.Parameter:
-    """Some rows or columns of a parameter, as a parameter that is trained or not as it was."""
-    kept = weight.detach().index_select(dim, index.to(weight.device)).contiguous()
-    return nn.Parameter(kept, requires_grad=weight.requires_grad)
-
-
-def _resize(layer: nn.Embedding | nn.Linear, size: int) -> None:
-    """Give an Embedding or a bias-free Linear `size` rows: the old ones, then their mean. Its hooks stay."""
-    old = layer.weight.data
-    rows = min(size, old.shape[0])
-    weight = torch.empty((size, old.shape[1]), dtype=old.dtype, device=old.device)
-    weight[:rows] = old[:rows]
-    weight[rows:] = old.mean(dim=0, dtype=torch.float32).to(old.dtype)
-    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    if isinstance(layer, nn.Linear):
-        layer.out_features = size
-    else:
-        layer.num_embeddings = size
-        if layer.padding_idx is not None and layer.padding_idx >= size:
-            layer.padding_idx = None
 
 
 def register_output(output_class: _OutputClass) -> _OutputClass:

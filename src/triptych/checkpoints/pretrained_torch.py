@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from triptych.checkpoints import saving_torch
 from triptych.checkpoints.checkpoint import open_checkpoint
-from triptych.checkpoints.device_map_torch import plan
+from triptych.checkpoints.device_map_torch import Placement, plan
 from triptych.checkpoints.loading_torch import (
     StateDict,
     TensorSource,
@@ -32,20 +32,14 @@ from triptych.errors import LoadingWarning
 from triptych.files import read_json
 from triptych.generation.configuration import GenerationConfig
 from triptych.hub import HubOptions, StrPath, pop_options, resolve_file
-from triptych.runtime.quantization import check_quantization
+from triptych.runtime.quantization import check_devices, named_quantization, quantize_layers
 
 if TYPE_CHECKING:
     from triptych.modeling_torch import PreTrainedModel
 
-_QUANTISED = "Pass quantization='int8' instead, which is what there is."
 _CONVERT = "TensorFlow and Flax weights cannot be loaded into a PyTorch model yet. Convert them to model.safetensors."
 _NAMELESS = "A folder or hub name is needed unless both config and state_dict are given; got None."
-_REFUSED = {
-    "from_tf": _CONVERT,
-    "from_flax": _CONVERT,
-    "load_in_4bit": _QUANTISED,
-    "quantization_config": _QUANTISED,
-}
+_REFUSED = {"from_tf": _CONVERT, "from_flax": _CONVERT}
 
 
 @dataclass(slots=True)
@@ -67,6 +61,8 @@ class LoadOptions:
     use_flash_attention_2: bool = False
     quantization: str | None = None
     load_in_8bit: bool = False
+    load_in_4bit: bool = False
+    quantization_config: Any = None
     state_dict: Mapping[str, Tensor] | None = None
     _fast_init: bool = True
 
@@ -80,9 +76,8 @@ class LoadOptions:
             if kwargs.pop(name, None):
                 raise ValueError(f"{name} was given. {reason}")
         options = cls(**{option.name: kwargs.pop(option.name) for option in fields(cls) if option.name in kwargs})
-        if options.load_in_8bit and options.quantization is None:
-            options.quantization = "int8"
-        check_quantization(options.quantization)
+        flags = {"load_in_8bit": options.load_in_8bit, "load_in_4bit": options.load_in_4bit}
+        options.quantization = named_quantization(options.quantization, flags, options.quantization_config)
         if options.use_flash_attention_2 and options.attn_implementation is None:
             options.attn_implementation = "flash_attention_2"
         return options
@@ -100,8 +95,9 @@ def load_pretrained(
     Where files come from: `cache_dir`, `force_download`, `local_files_only`, `token`, `revision`, `subfolder`,
     `variant`, `use_safetensors` (None: safetensors first, then .bin; True or False: that one only).
     What is made of them: `config` (an object, or where to read it), `torch_dtype` (None: float32; "auto": as
-    published; a dtype or its name), `attn_implementation`, `quantization` ("int8": see `PreTrainedModel.quantize`;
-    `load_in_8bit=True` means the same), `ignore_mismatched_sizes`, `state_dict` (used in place of the files),
+    published; a dtype or its name), `attn_implementation`, `quantization` ("int8" or "int4": see
+    `PreTrainedModel.quantize`; `load_in_8bit=True` and `load_in_4bit=True` mean the same, and so does a
+    `quantization_config` that has them), `ignore_mismatched_sizes`, `state_dict` (used in place of the files),
     `output_loading_info`. Other keyword arguments replace fields of the configuration that is read.
     Where it goes: `low_cpu_mem_usage` (True: weights stay memory-mapped, so the files must stay as they are while
     the model lives, unless they are replaced by renaming as `save_pretrained` does), `device_map`, `max_memory`,
@@ -118,21 +114,26 @@ def load_pretrained(
     config, model_kwargs = _configuration(cls, name_or_folder, config, hub, options, kwargs)
     _check_constructor_takes(cls, model_kwargs)
     with _open_source(name_or_folder, hub, options) as source:
-        with without_weights(_dtype(options.torch_dtype, config, source)):
+        dtype = _dtype(options.torch_dtype, config, source)
+        # floats that are quantised stay in the files, as they are stored, until it is their turn
+        with without_weights(_stored_dtype(source) if options.quantization else dtype):
             model = cls(config, *model_args, **model_kwargs)
         model.tie_weights()
         found = match(model, source)
         if not options.ignore_mismatched_sizes:
             refuse_mismatched(found.mismatched, source.source)
         placement = plan(model, options.device_map, options.max_memory, options.offload_folder)
-        mapped = bool(options.low_cpu_mem_usage) or options.quantization is not None  # floats are read once, and go
-        assign(model, source, found.stored_name, placement, mapped=mapped)
-    initialise(model, found.to_initialise, placement)
-    materialise_rest(model, placement)
+        if options.quantization:
+            check_devices(options.quantization, {placement(name) for name, _ in model.named_parameters()})
+        first = Placement(None) if options.quantization else placement
+        mapped = bool(options.low_cpu_mem_usage or options.quantization)
+        assign(model, source, found.stored_name, first, mapped=mapped)
+    initialise(model, found.to_initialise, first)
     model.tie_weights()
     model.eval()
-    if options.quantization is not None:
-        _quantize(model, options)
+    if options.quantization:
+        _quantize(model, options, dtype, placement)
+    materialise_rest(model, placement)
     _remember_origin(model, name_or_folder, hub)
     if options.device_map is not None:
         placement.dispatch(model)
@@ -243,6 +244,11 @@ def _dtype(wanted: str | torch.dtype | None, config: PretrainedConfig, source: T
     return next((dtype for dtype in map(_floating, names) if dtype is not None), torch.get_default_dtype())
 
 
+def _stored_dtype(source: TensorSource) -> torch.dtype:
+    dtypes = (_floating(info.dtype) for info in source.tensors.values())
+    return next((dtype for dtype in dtypes if dtype is not None), torch.get_default_dtype())
+
+
 def named_dtype(wanted: str | torch.dtype) -> torch.dtype:
     """A floating dtype, or the one of that name.
 
@@ -262,12 +268,23 @@ def _floating(name: str | None) -> torch.dtype | None:
     return dtype if is_one else None
 
 
-def _quantize(model: "PreTrainedModel", options: LoadOptions) -> None:
-    """Quantise a model whose float weights may still lie in the files; what stays float leaves those, if it should."""
-    model.quantize(str(options.quantization))
-    if not options.low_cpu_mem_usage:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
+def _quantize(
+    model: "PreTrainedModel", options: LoadOptions, dtype: torch.dtype, placement: Callable[[str], torch.device | None]
+) -> None:
+    """Quantise a model whose floats may still lie in the files, each layer where it shall be.
+
+    What stays float goes there too, in `dtype`, and leaves the files unless it may stay.
+    """
+    quantize_layers(
+        model, str(options.quantization), device_of=lambda name: placement(f"{name}.weight"), dtype=dtype, at_once=True
+    )
+    made: dict[nn.Parameter, nn.Parameter] = {}  # so that what is tied stays so
+    for name, value in list(model.named_parameters(remove_duplicate=False)):
+        if value not in made:
+            there = value.detach().to(placement(name), dtype, copy=not options.low_cpu_mem_usage)
+            made[value] = nn.Parameter(there, requires_grad=False)
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner)._parameters[leaf] = made[value]
 
 
 def _remember_origin(model: "PreTrainedModel", name_or_folder: StrPath | None, hub: HubOptions) -> None:

@@ -9,25 +9,29 @@ if TYPE_CHECKING:
 
 
 def device_named(name: str, quantization: str | None = None) -> "torch.device":
-    """A device of this machine; "auto" is a GPU where there is one, and the CPU for quantised weights.
+    """A device of this machine; "auto" is a GPU where there is one, and torchao too where weights are quantised.
 
     Raises: typer.BadParameter when there is no such device, or no such quantisation on it.
     """
     import torch
 
-    from triptych.runtime.quantization import check_quantization
+    from triptych import frameworks
+    from triptych.runtime.quantization import check_devices, check_quantization
 
     try:
         check_quantization(quantization)
     except ValueError as error:
         raise typer.BadParameter(f"--{error}") from error
-    if quantization and name not in ("auto", "cpu"):
-        raise typer.BadParameter(f"--quantization {quantization} is for --device cpu; got {name!r}.")
-    if quantization:
-        name = "cpu"
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        has_gpu = torch.cuda.is_available() and (quantization is None or frameworks.is_available("torchao"))
+        name = "cuda" if has_gpu else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise typer.BadParameter(f"--device must be one of this machine's; got {name!r}. Try cpu.") from error
+    if quantization:
+        try:
+            check_devices(quantization, [device])
+        except (ValueError, ImportError) as error:
+            raise typer.BadParameter(f"--device {name}: {error}") from error
+    return device

@@ -65,7 +65,7 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes a GPU when there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for that of the files.")] = "float32",
     quantization: Annotated[
-        str | None, typer.Option("--quantization", help="int8: a quarter of the memory and faster, on a CPU.")
+        str | None, typer.Option("--quantization", help="int8 or int4: weights of 8 or 4 bits, which take less memory.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead, at the end.")] = False,
 ) -> None:
@@ -96,7 +96,11 @@ def generate(
         raise typer.BadParameter("The prompt is empty. Give at least one character.")
     with errors_in_flags():
         network = AutoModelForCausalLM.from_pretrained(
-            model, torch_dtype=dtype, low_cpu_mem_usage=True, quantization=quantization
+            model,
+            torch_dtype=dtype,
+            low_cpu_mem_usage=True,
+            quantization=quantization,
+            device_map=place if quantization else None,
         ).to(place)
     if seed is None:
         seed = torch.seed() % 2**32

@@ -35,7 +35,7 @@ def locate(
     device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes a GPU when there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for that of the files.")] = "float32",
     quantization: Annotated[
-        str | None, typer.Option("--quantization", help="int8: a quarter of the memory and faster, on a CPU.")
+        str | None, typer.Option("--quantization", help="int8 or int4: weights of 8 or 4 bits, which take less memory.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead, at the end.")] = False,
 ) -> None:

@@ -72,7 +72,11 @@ class Looker:
             )
         self.processor: FuyuProcessor = FuyuProcessor.from_pretrained(model)
         network: FuyuForCausalLM = FuyuForCausalLM.from_pretrained(
-            model, torch_dtype=dtype, low_cpu_mem_usage=True, quantization=quantization
+            model,
+            torch_dtype=dtype,
+            low_cpu_mem_usage=True,
+            quantization=quantization,
+            device_map=place if quantization else None,
         )
         self.network = network.to(place)
 

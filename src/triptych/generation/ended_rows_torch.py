@@ -12,7 +12,7 @@ from triptych.generation.prefill_torch import is_plain
 from triptych.generation.run_torch import Run
 
 if TYPE_CHECKING:
-    from triptych.modeling_torch import NextToken
+    from triptych.runtime.preparing import NextToken
 
 
 class RunningRows:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from triptych.runtime.cache import KeyValueCache, open_layers
 
 if TYPE_CHECKING:
-    from triptych.modeling_torch import NextToken, PreTrainedModel
+    from triptych.modeling_torch import PreTrainedModel
+    from triptych.runtime.preparing import NextToken
 
 # What one more call of the model costs, in tokens' work. It reads all weights once more, and in the time that takes a
 # CPU multiplies them with a dozen or two tokens, a GPU's matrix units with some hundreds. Few tokens also use a CPU

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.activations_torch import gelu_tanh
-from triptych.runtime.quantization import Int8Linear, is_transposed
+from triptych.runtime.quantized_linear import QuantizedLinear, is_transposed
 
 Function = Callable[[Tensor], Tensor]
 BLOCKING = ("cpu",)  # devices that read blocked weights sooner
@@ -28,9 +28,11 @@ def packed(*layers: nn.Module, activation: Function | None = None) -> Function:
     On the CPU weights are copied into the blocked layout. Elsewhere they stay, side by side (`side_by_side`). Quantised
     layers are packed already and are called as they are.
     """
-    if any(isinstance(layer, Int8Linear) for layer in layers):
+    if any(isinstance(layer, QuantizedLinear) for layer in layers):
         return _in_turn([_product(layer) for layer in layers], activation)
     if layers[0].get_parameter("weight").device.type not in BLOCKING:
+        if len(layers) > 1 and any(layer.bias is not None for layer in layers):
+            return _in_turn([packed(layer) for layer in layers], activation)
         return _in_turn([_linear(side_by_side(layers), _biases(layers))], activation)
     weight = torch.cat([_rows(layer) for layer in layers]) if len(layers) > 1 else _rows(layers[0])
     blocked = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
@@ -61,7 +63,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> Function:
 
 
 def _product(layer: nn.Module) -> Function:
-    return layer.product if isinstance(layer, Int8Linear) else packed(layer)
+    return layer.product if isinstance(layer, QuantizedLinear) else packed(layer)
 
 
 def _in_turn(products: Sequence[Function], activation: Function | None) -> Function:
@@ -74,8 +76,8 @@ def _in_turn(products: Sequence[Function], activation: Function | None) -> Funct
 def _biases(layers: Sequence[nn.Module]) -> Tensor | None:
     """The biases of all layers, one behind the other, zeros where a layer has none; None where none has one."""
     biases = [each.detach() if isinstance(each, Tensor) else None for each in (layer.bias for layer in layers)]
-    if all(bias is None for bias in biases):
-        return None
+    if len(layers) == 1 or all(bias is None for bias in biases):
+        return biases[0]
     weights = [_rows(layer) for layer in layers]
     return torch.cat([w.new_zeros(len(w)) if bias is None else bias for w, bias in zip(weights, biases, strict=True)])
 

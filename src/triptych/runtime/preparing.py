@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from triptych.activations_torch import Activation
 from triptych.runtime import packing
 from triptych.runtime.cache import KeyValueCache, open_layers
-from triptych.runtime.quantization import Int8Linear
+from triptych.runtime.quantized_linear import QuantizedLinear
 
 if TYPE_CHECKING:
     from triptych.modeling_torch import PreTrainedModel
@@ -249,7 +249,7 @@ def _fits(model: "PreTrainedModel") -> bool:
         return True
     free = packing.available_memory()
     copied = sum(value.nbytes for value in model.parameters() if value.dim() == 2)
-    return free is None or copied * _SHARE <= free or any(isinstance(each, Int8Linear) for each in model.modules())
+    return free is None or copied * _SHARE <= free or any(isinstance(each, QuantizedLinear) for each in model.modules())
 
 
 def row_heads(fused: Tensor, heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:

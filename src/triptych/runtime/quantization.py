@@ -1,207 +1,200 @@
-"""Weights of 8 bits: a quarter of the memory, and about three times the speed where reading weights is what takes time.
+"""Which quantised layer takes the place of a linear layer, for each kind and device; and doing and undoing it."""
 
-Each output of a layer has a scale of its own (its largest weight is 127 steps); inputs are quantised as they come.
-The products are those of FBGEMM and oneDNN, which PyTorch ships. Dettmers et al., 2022, arXiv:2208.07339, compares
-such schemes; this one has no outlier path.
-"""
-
-import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from typing import Any, Self
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-KINDS = ("int8",)
+from triptych.runtime.int4_linear import Int4Linear
+from triptych.runtime.int8_linear import Int8Linear
+from triptych.runtime.quantized_linear import QuantizedLinear, is_transposed, refuse_endless
+from triptych.runtime.torchao_linear import TorchaoInt4Linear, TorchaoInt8Linear
+
+if TYPE_CHECKING:
+    from triptych.modeling_torch import PreTrainedModel
+
+__all__ = ["Int8Linear", "QuantizedLinear", "is_transposed"]
+
+KINDS = ("int8", "int4")
+LAYERS: dict[tuple[str, str], type[QuantizedLinear]] = {  # kind and type of device -> what holds a weight there
+    ("int8", "cpu"): Int8Linear,
+    ("int4", "cpu"): Int4Linear,
+    ("int8", "cuda"): TorchaoInt8Linear,
+    ("int4", "cuda"): TorchaoInt4Linear,
+}
+_OF_HEADS = {"int4": "int8"}  # 4 bits of a head cost more in perplexity than those of all blocks together
+_FLAGS = {"load_in_8bit": "int8", "load_in_4bit": "int4"}
 
 
 def check_quantization(kind: Any) -> str | None:
     """The name of a quantisation; None is none.
 
-    Raises: ValueError for one that there is not, or that this build of PyTorch has no kernels for.
+    Raises: ValueError for one that there is not.
     """
-    if kind is None:
-        return None
-    if kind not in KINDS:
+    if kind is not None and kind not in KINDS:
         raise ValueError(f"quantization must be one of {', '.join(KINDS)}, or None; got {kind!r}.")
-    if _engine() == "none":
+    return None if kind is None else str(kind)
+
+
+def named_quantization(kind: Any, flags: Mapping[str, Any], config: Any = None) -> str | None:
+    """The quantisation that the arguments of `from_pretrained` ask for, each in its own way; None where none does.
+
+    `flags` are `load_in_8bit` and `load_in_4bit`; `config` is a `quantization_config`, an object or a dict that has
+    them.
+
+    Raises: ValueError for a kind that there is not, for two that differ, and for a config that asks for another.
+    """
+    asked = {f"quantization={kind!r}": check_quantization(kind)} if kind is not None else {}
+    asked |= {f"{name}=True": _FLAGS[name] for name, value in flags.items() if value}
+    if config is not None:
+        asked["quantization_config"] = _configured(config)
+    if len(set(asked.values())) > 1:
+        raise ValueError(f"The weights can be quantised in one way only; got {' and '.join(asked)}. Leave out one.")
+    return next(iter(asked.values()), None)
+
+
+def _configured(config: Any) -> str:
+    values = config if isinstance(config, Mapping) else {name: getattr(config, name, None) for name in _NAMES}
+    kinds = [kind for name, kind in _FLAGS.items() if values.get(name)]
+    if len(kinds) != 1 or str(getattr(method := values.get("quant_method"), "value", method)) not in _METHODS:
         raise ValueError(
-            "This PyTorch has no int8 kernels for this processor. Load without quantization, for example in bfloat16."
+            "quantization_config must have load_in_8bit=True or load_in_4bit=True, as a BitsAndBytesConfig has; got "
+            f"{config!r}. Pass quantization='int8' or 'int4' instead."
         )
-    return str(kind)
+    return kinds[0]
 
 
-def _engine() -> str:
-    return str(torch.backends.quantized.engine)
+_NAMES = (*_FLAGS, "quant_method")
+_METHODS = ("None", "bitsandbytes")
 
 
-class Int8Linear(nn.Module):
-    """A linear layer (..., in) -> (..., out) whose weight is held in 8 bits, on the CPU.
+def layer_for(kind: str, device: torch.device) -> type[QuantizedLinear]:
+    """What holds a weight in that kind on that device.
 
-    In a state dict it is the layer that it was made from: a float weight, in that layer's order, and the bias.
+    Raises: ValueError where this machine has nothing for it; ImportError naming the extra that is missing.
     """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, kind: type[nn.Module]) -> None:
-        super().__init__()
-        self.kind = kind
-        self.has_bias = bias is not None
-        self.transposed = is_transposed(kind)
-        self._pack(weight, bias)
-
-    @classmethod
-    def of(cls, layer: Any) -> Self:
-        """The same layer with 8 bits."""
-        bias = None if layer.bias is None else layer.bias.detach()
-        return cls(layer.weight.detach(), bias, kind=type(layer))
-
-    def _pack(self, weight: Tensor, bias: Tensor | None) -> None:
-        rows = (weight.t() if self.transposed else weight).float().contiguous()  # (out, in)
-        self.out_features, self.in_features = rows.shape
-        scales = (rows.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        if not bool(scales.isfinite().all()):
-            raise ValueError("Weights of 8 bits must be finite; got infinity or NaN. Mend or reload the weights.")
-        with _quietly():
-            self._hold(torch.quantize_per_channel(rows, scales.double(), _no_offsets(rows), 0, torch.qint8), bias)
-
-    def _hold(self, quantised: Tensor, bias: Tensor | None) -> None:
-        # Without VNNI the kernels add pairs of products in 16 bits, for which inputs may have 7 bits only. Asked here
-        # because a pickle may come from another processor.
-        self.reduce_range = not getattr(torch.cpu, "_is_vnni_supported", bool)()
-        # a copy of the bias, which may lie in a mapped file
-        self.packed = torch.ops.quantized.linear_prepack(quantised, None if bias is None else bias.float().clone())
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise ValueError("Weights of 8 bits cannot be trained. Call model.dequantize() before training.")
-        return self.product(x.float()).to(x.dtype)
-
-    def product(self, x: Tensor) -> Tensor:
-        """The same for float32 that no gradient is wanted of, without the cost of calling a module."""
-        out: Tensor = torch.ops.quantized.linear_dynamic.default(x, self.packed, self.reduce_range)
-        return out
-
-    def _held(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Steps (out, in), scales (out,) and bias (out,)."""
-        quantised, bias = torch.ops.quantized.linear_unpack(self.packed)
-        return quantised.int_repr(), quantised.q_per_channel_scales().float(), bias
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "packed"} | {"held": self._held()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        steps, scales, bias = state.pop("held")
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        with _quietly():
-            quantised = torch._make_per_channel_quantized_tensor(steps, scales.double(), _no_offsets(steps), 0)
-        self._hold(quantised, bias)
-
-    def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
-        """The weight that the steps stand for, in float32 and in the file's order, and the bias."""
-        steps, scales, bias = self._held()
-        rows = steps.float() * scales[:, None]
-        return rows.t().contiguous() if self.transposed else rows, bias
-
-    def restored(self) -> nn.Module:
-        """A float layer of the kind that it was made from, with the weight that the steps stand for."""
-        weight, bias = self.weight_and_bias()
-        with torch.device("meta"):
-            make: Any = self.kind
-            layer: nn.Module = make(self.out_features, self.in_features) if self.transposed else make(1, 1, bias=False)
-        layer.in_features, layer.out_features = self.in_features, self.out_features  # type: ignore[assignment]
-        layer.weight = nn.Parameter(weight)
-        layer.register_parameter("bias", None if bias is None else nn.Parameter(bias))
-        return layer
-
-    @property
-    def numel(self) -> int:
-        """How many numbers the weight and the bias hold."""
-        return self.out_features * (self.in_features + self.has_bias)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the steps, scales and bias."""
-        return self.out_features * (self.in_features + 8)
-
-    def check_place(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Refuse what would move tensors from the CPU.
-
-        Raises: ValueError naming the device.
-        """
-        device = fn(torch.empty(0)).device
-        if device.type != "cpu":
-            raise ValueError(f"Weights of 8 bits are for the CPU; got device {device}. Call model.dequantize() first.")
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.check_place(fn)
-        return self
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        weight, bias = self.weight_and_bias()
-        destination[prefix + "weight"] = weight
-        if bias is not None:
-            destination[prefix + "bias"] = bias
-
-    def _load_from_state_dict(
-        self, state: Any, prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
-    ) -> None:
-        own, own_bias = self.weight_and_bias()
-        weight, bias = state.get(prefix + "weight"), state.get(prefix + "bias", own_bias)
-        if weight is None:
-            missing.append(prefix + "weight")
-        elif weight.shape != own.shape:
-            errors.append(f"{prefix}weight has shape {tuple(weight.shape)}, not {tuple(own.shape)}.")
-        else:
-            self._pack(weight, bias)
-
-    def extra_repr(self) -> str:
-        """The sizes, as the module is printed."""
-        return f"in_features={self.in_features}, out_features={self.out_features}"
+    found = LAYERS.get((str(check_quantization(kind)), device.type))
+    if found is None:
+        types = " or ".join(place for each, place in LAYERS if each == kind)
+        raise ValueError(f"quantization={kind!r} is for models on {types}; this one is on {device.type}.")
+    found.check(device)
+    return found
 
 
-def _no_offsets(rows: Tensor) -> Tensor:
-    return torch.zeros(len(rows), dtype=torch.long)
+def check_devices(kind: str, devices: Collection[torch.device | None]) -> None:
+    """Refuse what a model on these devices (None: the disk) cannot have.
 
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Tensors with scales of their own are deprecated in PyTorch, but its packed products have no other way in."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield
-
-
-def is_transposed(kind: type[nn.Module]) -> bool:
-    """Whether a linear layer's weight is (in, out), as a Conv1D of the published files has it."""
-    return bool(getattr(kind, "weight_is_transposed", False))
-
-
-def quantize_layers(model: nn.Module, blocks: Collection[str], head: nn.Module | None) -> None:
-    """Put an `Int8Linear` in the place of every linear layer within the named blocks, and of the head.
-
-    One after the other, so that at no time two copies of more than a layer exist.
+    Raises: ValueError naming the devices, or what the machine lacks; ImportError naming the extra that is missing.
     """
-    inside = {layer for each in model.modules() if type(each).__name__ in blocks for layer in each.modules()}
-    for parent, name, layer in list(_places(model)):
+    types = sorted({"disk" if device is None else device.type for device in devices})
+    if len(types) > 1 or "disk" in types:
+        raise ValueError(f"quantization={kind!r} needs the whole model on the CPU or on GPUs; got {', '.join(types)}.")
+    for device in set(devices):
+        layer_for(kind, device or torch.device("cpu"))
+
+
+def quantize_model(model: "PreTrainedModel", kind: str) -> None:
+    """What `PreTrainedModel.quantize` does to the layers."""
+    check_quantization(kind)
+    if model.quantization not in (None, kind):
+        raise ValueError(f"The model is quantised to {model.quantization} already. Call model.dequantize() first.")
+    check_devices(kind, {value.device for value in model.parameters()})
+    quantize_layers(model, kind)
+
+
+def quantize_layers(
+    model: "PreTrainedModel",
+    kind: str,
+    *,
+    device_of: Callable[[str], torch.device | None] | None = None,
+    dtype: torch.dtype | None = None,
+    at_once: bool = False,
+) -> None:
+    """Put a quantised layer in the place of every linear layer within a model's blocks, and of the head.
+
+    With "int4" the head has 8 bits.
+
+    Some at a time, so that at no time two copies of more than these layers exist. `device_of` says where a layer of
+    some name shall be, else each stays; `dtype` is that of the floats that it stands for. Layers whose inputs the kind
+    cannot split stay as they are.
+
+    Raises: ValueError where nothing can be quantised, and for weights that are no numbers: the model is then as it
+        was, unless `at_once` does without reading all weights first.
+    """
+    places = _places_of(model, kind, device_of)
+    if not (quantized_layers(model) or any(make.quantization == kind for _, _, make, _ in places)):
+        raise ValueError(f"quantization={kind!r} needs layers whose inputs 32 divides; this model has none.")
+    if not at_once:
+        for parent, name, _, _ in places:
+            low, high = parent.get_submodule(name).get_parameter("weight").detach().aminmax()
+            refuse_endless(high.float() - low.float())
+
+    def put(place: _Place) -> None:
+        parent, name, make, device = place
+        layer = parent.get_submodule(name)
+        parent._modules[name] = make.of(layer, device, dtype).train(layer.training)
+
+    # packing is work for one thread on a CPU; a GPU does one after the other
+    threads = 1 if any(device.type != "cpu" for *_, device in places) else min(torch.get_num_threads(), _MOST_AT_ONCE)
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(put, places):
+            pass
+
+
+_MOST_AT_ONCE = 8
+_Place = tuple[nn.Module, str, type[QuantizedLinear], torch.device]
+
+
+def _places_of(
+    model: "PreTrainedModel", kind: str, device_of: Callable[[str], torch.device | None] | None
+) -> list[_Place]:
+    """Where layers are to be quantised: parent and name (nothing shall keep the layer itself); by what, and where."""
+    blocks = [each for each in model.modules() if type(each).__name__ in model._no_split_modules]
+    inside = {layer for block in blocks for layer in block.modules()}
+    head = model.get_output_embeddings()
+    places = []
+    for parent, name, path, layer in _children(model):
         if (layer in inside or layer is head) and (type(layer) is nn.Linear or is_transposed(type(layer))):
-            parent._modules[name] = Int8Linear.of(layer).train(layer.training)
+            device = (device_of(path) if device_of else None) or layer.get_parameter("weight").device
+            make = layer_for(_OF_HEADS.get(kind, kind) if layer is head else kind, device)
+            if make.takes(_in_features(layer)):
+                places.append((parent, name, make, device))
+    return places
 
 
 def dequantize_layers(model: nn.Module) -> None:
-    """Put float layers in the place of every `Int8Linear`."""
-    for parent, name, layer in list(_places(model)):
-        if isinstance(layer, Int8Linear):
+    """Put float layers in the place of every quantised one."""
+    for parent, name, _, layer in list(_children(model)):
+        if isinstance(layer, QuantizedLinear):
             parent._modules[name] = layer.restored().train(layer.training)
 
 
-def quantized_layers(model: nn.Module) -> list[Int8Linear]:
-    """The layers of 8 bits in a model."""
-    return [each for each in model.modules() if isinstance(each, Int8Linear)]
+def quantized_layers(model: nn.Module) -> list[QuantizedLinear]:
+    """The quantised layers of a model."""
+    return [each for each in model.modules() if isinstance(each, QuantizedLinear)]
 
 
-def _places(root: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    for parent in root.modules():
+def quantization_of(model: nn.Module) -> str | None:
+    """The kind that the layers of a model's blocks are quantised to; None for floats."""
+    kinds = {layer.quantization for layer in quantized_layers(model)}
+    return next((kind for kind in ("int4", "int8") if kind in kinds), None)
+
+
+def untied_numel(model: "PreTrainedModel") -> int:
+    """How many numbers the quantised layers hold, without a head that is the embedding, which counts there."""
+    tied: nn.Module | None = model.get_output_embeddings() if model.config.tie_word_embeddings else None
+    return sum(int(layer.numel) for layer in quantized_layers(model) if layer is not tied)
+
+
+def _in_features(layer: nn.Module) -> int:
+    return int(layer.get_parameter("weight").shape[0 if is_transposed(type(layer)) else 1])
+
+
+def _children(root: nn.Module) -> Iterator[tuple[nn.Module, str, str, nn.Module]]:
+    """Each module's parent, name there, name in the whole, and itself."""
+    for prefix, parent in root.named_modules():
         for name, child in parent._modules.items():
             if child is not None:
-                yield parent, name, child
+                yield parent, name, f"{prefix}.{name}".lstrip("."), child

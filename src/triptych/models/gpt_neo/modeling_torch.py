@@ -25,7 +25,7 @@ from triptych.inputs_torch import (
     sum_of_embeddings,
 )
 from triptych.losses_torch import last_token, logits_and_loss, sequence_loss, span_loss, token_loss
-from triptych.modeling_torch import PreTrainedModel, kept_after_pruning, selected
+from triptych.modeling_torch import PreTrainedModel
 from triptych.models.gpt_neo.configuration import GPTNeoConfig
 from triptych.models.gpt_neo.step_torch import GPTNeoStep
 from triptych.outputs import (
@@ -35,6 +35,7 @@ from triptych.outputs import (
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
+from triptych.reshaping_torch import kept_after_pruning, selected
 from triptych.runtime.attention import AttentionMask, attend, merge_heads, split_heads
 from triptych.runtime.cache import KeyValueCache, LayerCache, open_layers
 from triptych.runtime.preparing import NextToken, last_positions, prepared_step

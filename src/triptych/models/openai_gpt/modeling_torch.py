@@ -27,15 +27,11 @@ from triptych.inputs_torch import (
     sum_of_embeddings,
 )
 from triptych.losses_torch import choice_loss, last_token, logits_and_loss, sequence_loss
-from triptych.modeling_torch import (
-    PreTrainedModel,
-    kept_after_pruning,
-    register_output,
-    selected,
-)
+from triptych.modeling_torch import PreTrainedModel, register_output
 from triptych.models.openai_gpt.configuration import OpenAIGPTConfig
 from triptych.models.openai_gpt.step_torch import OpenAIGPTStep
 from triptych.outputs import BaseModelOutput, CausalLMOutput, ModelOutput, SequenceClassifierOutput
+from triptych.reshaping_torch import kept_after_pruning, selected
 from triptych.runtime.attention import AttentionMask, attend, merge_heads, split_heads
 from triptych.runtime.cache import KeyValueCache, LayerCache, open_layers
 from triptych.runtime.preparing import NextToken, last_positions, prepared_step
@@ -49,7 +45,8 @@ class Conv1D(nn.Module):
     def __init__(self, out_features: int, in_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(in_features, out_features))
-        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         return F.linear(x, self.weight.t(), self.bias)
