@@ -18,6 +18,7 @@ from triptych.configuration import PretrainedConfig, positive_int
 from triptych.generation import decoding_torch
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.transitions_torch import transition_scores
+from triptych.runtime import devices
 from triptych.runtime.attention import check_implementation
 from triptych.runtime.cache import KeyValueCache
 from triptych.runtime.quantization import (
@@ -112,6 +113,8 @@ class PreTrainedModel(nn.Module):
         cls, config: PretrainedConfig, torch_dtype: torch.dtype | str | None = None, **kwargs: Any
     ) -> Self:
         config = copy.deepcopy(config)  # a model of one's own has a configuration of one's own
+        if kwargs.pop("use_flash_attention_2", False):  # how older scripts ask for it
+            kwargs.setdefault("attn_implementation", "flash_attention_2")
         if "attn_implementation" in kwargs:
             config._attn_implementation = kwargs.pop("attn_implementation")
         model = cls(config, **kwargs)
@@ -387,9 +390,13 @@ class PreTrainedModel(nn.Module):
         return self.requires_grad_(True)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        for layer in quantized_layers(self)[:1]:
-            layer.check_place(fn)  # before anything is moved
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        try:
+            for layer in quantized_layers(self)[:1]:
+                layer.check_place(fn)  # before anything is moved
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        except devices.NOT_THERE:
+            devices.check_move(fn)
+            raise
 
     def _refuse_quantized(self, what: str) -> None:
         if self.quantization:

@@ -15,6 +15,7 @@ def device_named(name: str, quantization: str | None = None) -> "torch.device":
     """
     import torch
 
+    from triptych.runtime.devices import check_device
     from triptych.runtime.quantization import check_quantization
 
     try:
@@ -28,6 +29,6 @@ def device_named(name: str, quantization: str | None = None) -> "torch.device":
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(f"--device must be one of this machine's; got {name!r}. Try cpu.") from error
+        return check_device(name, "--device")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error

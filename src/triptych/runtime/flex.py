@@ -1,0 +1,191 @@
+"""`flex_attention`: attention by a kernel that PyTorch compiles for the mask (Dong et al., 2024, arXiv:2412.05496).
+
+The kernel visits only blocks of keys that some query of a block of queries sees: a local layer costs its window, and
+no dense mask is made. It serves where a mask is needed, for windows and padding, and where there are more queries than
+a block has. All else is `sdpa`'s: plain causal order, decoding, alternatives (`mask.shared`), dropout, and on the CPU
+training, which PyTorch has no backward pass for, and windows, which `sdpa` is a little quicker with. Compiling takes
+some seconds at the first use.
+
+Shapes: B batch, H heads, T queries, S keys, D head_dim; I blocks of queries, J blocks of keys.
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from triptych.runtime.attention import AttentionMask, in_one_dtype, sdpa
+
+_MODULE = "torch.nn.attention.flex_attention"
+_BLOCK = 128  # PyTorch's own default
+_failed: set[tuple[Any, ...]] = set()  # the kinds of problems that it did not compile for, in this process
+
+
+def check_installed() -> None:
+    """Whether this PyTorch has flex_attention; imports no more than is there already.
+
+    Raises: ImportError that tells what to install.
+    """
+    if importlib.util.find_spec(_MODULE) is None:
+        raise ImportError(
+            f'attn_implementation="flex_attention" needs PyTorch 2.6 or newer, with {_MODULE}; this is '
+            f'{torch.__version__}. Run: pip install "torch>=2.6", or choose attn_implementation="sdpa".',
+            name=_MODULE,
+        )
+
+
+def flex_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: AttentionMask,
+    *,
+    scale: float,
+    window: int | None,
+    dropout: float,
+    head_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention by a compiled kernel where a mask is needed, and by `sdpa` elsewhere.
+
+    A kernel that cannot be compiled is `sdpa` from then on, with one warning in a process.
+
+    Returns: (B, H, T, D) and no weights: callers that want those, or a head mask, use `eager`.
+    """
+    narrows = window is not None and mask.narrows(window)
+    if _serves(q, k, v, mask, narrows, dropout):
+        one = in_one_dtype(q, k, v)
+        kind = _kind(*one, mask)
+        if kind not in _failed:
+            try:
+                return _by_kernel(*one, mask, scale, window if narrows else None, kind), None
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever the compilers raise
+                _give_up(kind, error)
+    return sdpa(q, k, v, mask, scale=scale, window=window, dropout=dropout)
+
+
+def _serves(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, narrows: bool, dropout: float) -> bool:
+    """Whether the kernel can do it, and there is something for it to save."""
+    padded = mask.padding is not None
+    if mask.queries <= _BLOCK or mask.shared is not None or dropout or not (narrows or padded):
+        return False
+    if q.device.type == "cpu":
+        return not narrows and not _want_gradient(q, k, v)
+    return True
+
+
+def _want_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _kind(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> tuple[Any, ...]:
+    """What the kernel is compiled for; it takes any lengths and windows."""
+    batched, padded = q.shape[0] > 1, mask.padding is not None
+    return (q.device.type, q.dtype, q.shape[1], q.shape[3], batched, padded, _want_gradient(q, k, v))
+
+
+def _give_up(kind: tuple[Any, ...], error: Exception) -> None:
+    if not _failed:
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(
+            f"flex_attention could not be compiled here, so sdpa is used instead. {type(error).__name__}: {reason}",
+            stacklevel=4,
+        )
+    _failed.add(kind)
+
+
+def _by_kernel(
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float, window: int | None, kind: tuple[Any, ...]
+) -> Tensor:
+    blocks = mask.once(("blocks", window, k.shape[2]), lambda: block_mask(mask, window, k.shape[2]))
+    function = _plain() if torch.compiler.is_compiling() else _compiled(kind)  # the caller may be compiling already
+    with torch.autocast(q.device.type, enabled=False):
+        out: Tensor = function(q, k, v, block_mask=blocks, scale=scale)
+    return out
+
+
+def _plain() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention as function
+
+    return function
+
+
+@cache
+def _compiled(kind: tuple[Any, ...]) -> Callable[..., Any]:
+    """A compiled function for each kind of problem: PyTorch compiles one piece of code anew only a few times."""
+    function = _plain()
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, block_mask: Any, scale: float) -> Any:
+        return function(q, k, v, block_mask=block_mask, scale=scale)
+
+    attention.__code__ = attention.__code__.replace()  # code of its own
+    compiled: Callable[..., Any] = torch.compile(attention, dynamic=True)
+    return compiled
+
+
+def block_mask(mask: AttentionMask, window: int | None, keys: int) -> Any:
+    """Which blocks of keys the queries see, in part or in full, for the last `keys` of the mask's keys.
+
+    Told from the ends of the blocks alone, without a mask of all queries and keys. Numbers that change from call to
+    call are tensors, so that the kernel is compiled for any of them.
+
+    Returns: a torch.nn.attention.flex_attention.BlockMask of (B or 1, 1, T, S).
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    past, reach = keys - mask.queries, keys if window is None else window
+    padding = None if mask.padding is None else mask.padding[:, mask.keys - keys :]
+    first_query, last_query = _block_ends(mask.queries, mask.device)
+    first_query, last_query = first_query[:, None] + past, last_query[:, None] + past  # (I, 1)
+    first_key, last_key = _block_ends(keys, mask.device)  # (J,)
+    some = (first_key <= last_query) & (last_key > first_query - reach)  # (I, J)
+    every = (last_key <= first_query) & (first_key > last_query - reach)
+    # As PyTorch does it, a block that ends behind the last query or key is never full.
+    every[mask.queries // _BLOCK :] = False
+    every[:, keys // _BLOCK :] = False
+    some, every = some[None, None], every[None, None]
+    if padding is not None:
+        tokens = F.pad(padding, (0, -keys % _BLOCK)).view(len(padding), 1, 1, -1, _BLOCK)  # (B, 1, 1, J, block)
+        some, every = some & tokens.any(-1), every & tokens.all(-1)
+    return BlockMask.from_kv_blocks(
+        *_listed(some & ~every),
+        *_listed(every),
+        BLOCK_SIZE=_BLOCK,
+        mask_mod=_visible(mask.device, past, reach, padding),
+        seq_lengths=(mask.queries, keys),
+    )
+
+
+def _block_ends(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first and the last place of each block."""
+    first = torch.arange(0, length, _BLOCK, device=device)
+    return first, (first + _BLOCK - 1).clamp(max=length - 1)
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of queries has, and their numbers in front: (…, I) and (…, I, J)."""
+    numbers = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(dim=-1).to(torch.int32), numbers.to(torch.int32).contiguous()
+
+
+def _visible(device: torch.device, past: int, reach: int, padding: Tensor | None) -> Callable[..., Tensor]:
+    """Whether a query sees a key, by their numbers."""
+    behind, within = torch.tensor(past, device=device), torch.tensor(reach, device=device)
+
+    def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        place = query + behind
+        return (key <= place) & (key > place - within)
+
+    if padding is None:
+        return causal
+
+    def padded(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return causal(batch, head, query, key) & padding[batch, key]
+
+    return padded
