@@ -1,10 +1,10 @@
 """`flex_attention`: attention by a kernel that PyTorch compiles for the mask (Dong et al., 2024, arXiv:2412.05496).
 
 The kernel visits only blocks of keys that some query of a block of queries sees: a local layer costs its window, and
-no dense mask is made. It serves where a mask is needed, for windows and padding, and where there are more queries than
-a block has. All else is `sdpa`'s: plain causal order, decoding, alternatives (`mask.shared`), dropout, and on the CPU
-training, which PyTorch has no backward pass for, and windows, which `sdpa` is a little quicker with. Compiling takes
-some seconds at the first use.
+no dense mask is made. It serves on GPUs, where a mask is needed, for windows and padding, and where there are more
+queries than a block has. All else is `sdpa`'s: plain causal order, decoding, alternatives (`mask.shared`), dropout,
+and the CPU, where windows cost more by it than by `sdpa` (1.2 times with PyTorch 2.13), compiling takes seconds and
+there is no backward pass.
 
 Shapes: B batch, H heads, T queries, S keys, D head_dim; I blocks of queries, J blocks of keys.
 """
@@ -13,7 +13,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,9 @@ from triptych.runtime.attention import AttentionMask, in_one_dtype, sdpa
 
 _MODULE = "torch.nn.attention.flex_attention"
 _BLOCK = 128  # PyTorch's own default
-_failed: set[tuple[Any, ...]] = set()  # the kinds of problems that it did not compile for, in this process
+_DEVICES = ("cuda", "xpu")
+_tried: set["_Kind"] = set()  # those whose backward pass has been compiled, in this process
+_failed: set["_Kind"] = set()  # those that did not compile
 
 
 def check_installed() -> None:
@@ -57,12 +59,12 @@ def flex_attention(
     Returns: (B, H, T, D) and no weights: callers that want those, or a head mask, use `eager`.
     """
     narrows = window is not None and mask.narrows(window)
-    if _serves(q, k, v, mask, narrows, dropout):
+    if _serves(q, mask, narrows, dropout):
         one = in_one_dtype(q, k, v)
-        kind = _kind(*one, mask)
+        kind = _kind(*one, mask, scale)
         if kind not in _failed:
             try:
-                return _by_kernel(*one, mask, scale, window if narrows else None, kind), None
+                return _by_kernel(*one, mask, window if narrows else None, kind), None
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # whatever the compilers raise
@@ -70,27 +72,37 @@ def flex_attention(
     return sdpa(q, k, v, mask, scale=scale, window=window, dropout=dropout)
 
 
-def _serves(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, narrows: bool, dropout: float) -> bool:
+def _serves(q: Tensor, mask: AttentionMask, narrows: bool, dropout: float) -> bool:
     """Whether the kernel can do it, and there is something for it to save."""
-    padded = mask.padding is not None
-    if mask.queries <= _BLOCK or mask.shared is not None or dropout or not (narrows or padded):
-        return False
-    if q.device.type == "cpu":
-        return not narrows and not _want_gradient(q, k, v)
-    return True
+    masked = narrows or mask.padding is not None
+    possible = q.device.type in _DEVICES and mask.shared is None and not dropout
+    return possible and masked and mask.queries > _BLOCK
 
 
 def _want_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _kind(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> tuple[Any, ...]:
-    """What the kernel is compiled for; it takes any lengths and windows."""
+class _Kind(NamedTuple):
+    """What a kernel is compiled for; it takes any lengths and windows."""
+
+    device: str
+    dtype: torch.dtype
+    heads: int
+    head_dim: int
+    scale: float
+    batched: bool
+    padded: bool
+    trained: bool
+
+
+def _kind(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> _Kind:
+    _, heads, _, head_dim = q.shape
     batched, padded = q.shape[0] > 1, mask.padding is not None
-    return (q.device.type, q.dtype, q.shape[1], q.shape[3], batched, padded, _want_gradient(q, k, v))
+    return _Kind(q.device.type, q.dtype, heads, head_dim, scale, batched, padded, _want_gradient(q, k, v))
 
 
-def _give_up(kind: tuple[Any, ...], error: Exception) -> None:
+def _give_up(kind: _Kind, error: Exception) -> None:
     if not _failed:
         reason = str(error).strip().partition("\n")[0]
         warnings.warn(
@@ -100,32 +112,44 @@ def _give_up(kind: tuple[Any, ...], error: Exception) -> None:
     _failed.add(kind)
 
 
-def _by_kernel(
-    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float, window: int | None, kind: tuple[Any, ...]
-) -> Tensor:
+def _by_kernel(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, window: int | None, kind: _Kind) -> Any:
     blocks = mask.once(("blocks", window, k.shape[2]), lambda: block_mask(mask, window, k.shape[2]))
-    function = _plain() if torch.compiler.is_compiling() else _compiled(kind)  # the caller may be compiling already
     with torch.autocast(q.device.type, enabled=False):
-        out: Tensor = function(q, k, v, block_mask=blocks, scale=scale)
-    return out
+        if torch.compiler.is_compiling():  # the caller is
+            return _function(kind)(q, k, v, blocks)
+        function = _compiled(kind)
+        if kind.trained and kind not in _tried:
+            _try_backward(function, q, k, v, blocks)
+            _tried.add(kind)
+        return function(q, k, v, blocks)
 
 
-def _plain() -> Callable[..., Any]:
+def _try_backward(function: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, blocks: Any) -> None:
+    """Let the backward pass be compiled now, while there still is another way."""
+    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    torch.autograd.grad(function(*inputs, blocks).sum(), inputs)
+
+
+def _function(kind: _Kind) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention as function
 
-    return function
+    def attention(q: Tensor, k: Tensor, v: Tensor, blocks: Any) -> Any:
+        return function(q, k, v, block_mask=blocks, scale=kind.scale)
+
+    return attention
 
 
 @cache
-def _compiled(kind: tuple[Any, ...]) -> Callable[..., Any]:
-    """A compiled function for each kind of problem: PyTorch compiles one piece of code anew only a few times."""
-    function = _plain()
+def _compiled(kind: _Kind) -> Callable[..., Any]:
+    """A compiled function for each kind.
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, block_mask: Any, scale: float) -> Any:
-        return function(q, k, v, block_mask=block_mask, scale=scale)
-
-    attention.__code__ = attention.__code__.replace()  # code of its own
-    compiled: Callable[..., Any] = torch.compile(attention, dynamic=True)
+    It has code of its own, by a name of its own: PyTorch compiles one piece of code anew only a few times, and what
+    varied at one place of a file it takes for variable there from then on. Where a backward pass is wanted it is for
+    any lengths from the start, so that what `_try_backward` has tried is what is used.
+    """
+    function: Any = _function(kind)
+    function.__code__ = function.__code__.replace(co_name=f"attention_{'_'.join(map(str, kind))}")
+    compiled: Callable[..., Any] = torch.compile(function, dynamic=True if kind.trained else None)
     return compiled
 
 
