@@ -30,7 +30,7 @@ def kernels(monkeypatch):
     """
     used: list[Any] = []
     compiled, compiler = flex._compiled, torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic: compiler(function, dynamic=False))
+    monkeypatch.setattr(torch, "compile", lambda function: compiler(function, dynamic=False))
     monkeypatch.setattr(flex, "_DEVICES", ("cpu",))
     monkeypatch.setattr(flex, "_compiled", lambda kind: used.append(kind) or compiled(kind))
     yield used

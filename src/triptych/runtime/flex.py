@@ -24,8 +24,8 @@ from triptych.runtime.attention import AttentionMask, in_one_dtype, sdpa
 _MODULE = "torch.nn.attention.flex_attention"
 _BLOCK = 128  # PyTorch's own default
 _DEVICES = ("cuda", "xpu")
-_tried: set["_Kind"] = set()  # those whose backward pass has been compiled, in this process
-_failed: set["_Kind"] = set()  # those that did not compile
+_failed: set["_Kind"] = set()  # the kinds that did not compile, in this process
+_tried: dict["_Kind", set[tuple[torch.Size, torch.Size]]] = {}  # sizes whose backward pass has been compiled
 
 
 def check_installed() -> None:
@@ -118,16 +118,28 @@ def _by_kernel(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, window: int
         if torch.compiler.is_compiling():  # the caller is
             return _function(kind)(q, k, v, blocks)
         function = _compiled(kind)
-        if kind.trained and kind not in _tried:
-            _try_backward(function, q, k, v, blocks)
-            _tried.add(kind)
+        if kind.trained:
+            _try_backward(function, q, k, v, blocks, _tried.setdefault(kind, set()))
         return function(q, k, v, blocks)
 
 
-def _try_backward(function: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, blocks: Any) -> None:
-    """Let the backward pass be compiled now, while there still is another way."""
-    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-    torch.autograd.grad(function(*inputs, blocks).sum(), inputs)
+def _try_backward(
+    function: Callable[..., Any],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Any,
+    tried: set[tuple[torch.Size, torch.Size]],
+) -> None:
+    """Let the backward pass be compiled now, while there still is another way.
+
+    PyTorch compiles for the first sizes that it meets, and soon after for any.
+    """
+    sizes = (q.shape, k.shape)
+    if sizes not in tried and len(tried) < 3:
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        torch.autograd.grad(function(*inputs, blocks).sum(), inputs)
+        tried.add(sizes)
 
 
 def _function(kind: _Kind) -> Callable[..., Any]:
@@ -144,12 +156,11 @@ def _compiled(kind: _Kind) -> Callable[..., Any]:
     """A compiled function for each kind.
 
     It has code of its own, by a name of its own: PyTorch compiles one piece of code anew only a few times, and what
-    varied at one place of a file it takes for variable there from then on. Where a backward pass is wanted it is for
-    any lengths from the start, so that what `_try_backward` has tried is what is used.
+    varied at one place of a file it takes for variable there from then on.
     """
     function: Any = _function(kind)
     function.__code__ = function.__code__.replace(co_name=f"attention_{'_'.join(map(str, kind))}")
-    compiled: Callable[..., Any] = torch.compile(function, dynamic=True if kind.trained else None)
+    compiled: Callable[..., Any] = torch.compile(function)
     return compiled
 
 
