@@ -375,7 +375,10 @@ def test_wrong_labels_of_the_other_heads_are_refused():
     ("fields", "message"),
     [
         ({"activation_function": "gelo"}, r"activation function must be one of gelu, .*; got 'gelo'"),
-        ({"attn_implementation": "fast"}, r"attn_implementation must be one of eager, sdpa; got 'fast'"),
+        (
+            {"attn_implementation": "fast"},
+            r"attn_implementation must be one of eager, sdpa, flash_attention_2, flex_attention; got 'fast'",
+        ),
         ({"num_heads": 5}, r"hidden_size must be a multiple of num_heads; got 12 and 5"),
     ],
 )

@@ -145,7 +145,10 @@ def test_an_attention_mask_of_another_shape_is_refused(shape):
 
 
 def test_an_unknown_implementation_is_refused_and_none_is_the_default():
-    with pytest.raises(ValueError, match=r"attn_implementation must be one of eager, sdpa; got 'flash'"):
+    with pytest.raises(
+        ValueError,
+        match=r"attn_implementation must be one of eager, sdpa, flash_attention_2, flex_attention; got 'flash'",
+    ):
         check_implementation("flash")
     assert check_implementation(None) == "sdpa"
 

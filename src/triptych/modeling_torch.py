@@ -19,7 +19,7 @@ from triptych.generation import decoding_torch
 from triptych.generation.configuration import GenerationConfig
 from triptych.generation.transitions_torch import transition_scores
 from triptych.reshaping_torch import check_heads, resize_embeddings
-from triptych.runtime import quantization
+from triptych.runtime import devices, quantization
 from triptych.runtime.attention import check_implementation
 from triptych.runtime.cache import KeyValueCache
 from triptych.runtime.preparing import NextToken
@@ -96,6 +96,8 @@ class PreTrainedModel(nn.Module):
         cls, config: PretrainedConfig, torch_dtype: torch.dtype | str | None = None, **kwargs: Any
     ) -> Self:
         config = copy.deepcopy(config)  # a model of one's own has a configuration of one's own
+        if kwargs.pop("use_flash_attention_2", False):  # how older scripts ask for it
+            kwargs.setdefault("attn_implementation", "flash_attention_2")
         if "attn_implementation" in kwargs:
             config._attn_implementation = kwargs.pop("attn_implementation")
         model = cls(config, **kwargs)
@@ -341,9 +343,13 @@ class PreTrainedModel(nn.Module):
         return self.requires_grad_(True)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        for layer in quantization.quantized_layers(self)[:1]:
-            layer.check_place(fn)  # before anything is moved
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        try:
+            for layer in quantization.quantized_layers(self)[:1]:
+                layer.check_place(fn)  # before anything is moved
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        except devices.NOT_THERE:
+            devices.check_move(fn)
+            raise
 
     def _refuse_quantized(self, what: str) -> None:
         if self.quantization:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from triptych import frameworks
+from triptych.runtime.devices import check_device
 
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 DeviceMap = Mapping[str, Any]
@@ -66,7 +67,8 @@ def plan(
 
     One device (a name, an index, a torch.device, or {"": device}) needs no accelerate.
 
-    Raises: ImportError naming the extra if accelerate is needed but missing; ValueError for an unknown map.
+    Raises: ImportError naming the extra if accelerate is needed but missing; ValueError for an unknown map, or
+        for a device that this machine has not.
     """
     if device_map is None:
         return Placement(None)
@@ -82,13 +84,15 @@ def plan(
 def _device(value: Any) -> torch.device | None:
     if value == "disk":
         return None
-    try:
-        return torch.device(value)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"device_map must be one of {', '.join(STRATEGIES)}, a device, or a dict of module names to devices or "
-            f"'disk'; got {value!r}."
-        ) from error
+    if not isinstance(value, int):
+        try:
+            torch.device(value)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"device_map must be one of {', '.join(STRATEGIES)}, a device, or a dict of module names to devices or "
+                f"'disk'; got {value!r}."
+            ) from error
+    return check_device(value, "device_map")
 
 
 def _spread(model: Any, strategy: str, max_memory: dict[Any, Any] | None) -> dict[str, Any]:

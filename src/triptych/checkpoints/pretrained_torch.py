@@ -95,7 +95,8 @@ def load_pretrained(
     Where files come from: `cache_dir`, `force_download`, `local_files_only`, `token`, `revision`, `subfolder`,
     `variant`, `use_safetensors` (None: safetensors first, then .bin; True or False: that one only).
     What is made of them: `config` (an object, or where to read it), `torch_dtype` (None: float32; "auto": as
-    published; a dtype or its name), `attn_implementation`, `quantization` ("int8" or "int4": see
+    published; a dtype or its name), `attn_implementation` ("sdpa", which None means, "eager", "flash_attention_2" or
+    "flex_attention"; `use_flash_attention_2=True` means the third), `quantization` ("int8" or "int4": see
     `PreTrainedModel.quantize`; `load_in_8bit=True` and `load_in_4bit=True` mean the same, and so does a
     `quantization_config` that has them), `ignore_mismatched_sizes`, `state_dict` (used in place of the files),
     `output_loading_info`. Other keyword arguments replace fields of the configuration that is read.
@@ -107,7 +108,8 @@ def load_pretrained(
     Returns: the model; with `output_loading_info=True` (model, {"missing_keys", "unexpected_keys",
         "mismatched_keys", "error_msgs"}).
     Raises: CheckpointError naming the file that is missing or damaged; WeightMismatchError; TypeError for an argument
-        that is neither an option nor a field of the configuration; ImportError if accelerate is needed but missing.
+        that is neither an option nor a field of the configuration; ImportError if accelerate or flash-attn is needed
+        but missing; ValueError for a device that this machine has not.
     """
     hub = pop_options(kwargs)
     options = LoadOptions.pop(kwargs)
@@ -257,7 +259,8 @@ def named_dtype(wanted: str | torch.dtype) -> torch.dtype:
     dtype = _floating(str(wanted).removeprefix("torch."))
     if dtype is None:
         raise ValueError(
-            f'torch_dtype must be a floating dtype as torch.float16, its name, "auto" or None; got {wanted!r}.'
+            'torch_dtype must be a floating dtype of 16 bits or more as torch.float16, its name, "auto" or None; '
+            f"got {wanted!r}. For weights of fewer bits pass quantization='int8'."
         )
     return dtype
 

@@ -16,6 +16,7 @@ def device_named(name: str, quantization: str | None = None) -> "torch.device":
     import torch
 
     from triptych import frameworks
+    from triptych.runtime.devices import check_device
     from triptych.runtime.quantization import check_devices, check_quantization
 
     try:
@@ -26,9 +27,9 @@ def device_named(name: str, quantization: str | None = None) -> "torch.device":
         has_gpu = torch.cuda.is_available() and (quantization is None or frameworks.is_available("torchao"))
         name = "cuda" if has_gpu else "cpu"
     try:
-        device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(f"--device must be one of this machine's; got {name!r}. Try cpu.") from error
+        device = check_device(name, "--device")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     if quantization:
         try:
             check_devices(quantization, [device])

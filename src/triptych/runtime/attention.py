@@ -1,5 +1,7 @@
 """Attention: one function per implementation, all given the same mask, window and scale, all equal to `eager`.
 
+`eager` and `sdpa` are here; the others, which load what they need at their first use, have modules of their own.
+
 Which keys a query may see is said once, by `AttentionMask`, for every implementation: those not after it, not
 padding, and, in a layer with a window, the last `window` of them, itself counted. A query that may see nothing
 gives zeros.
@@ -9,6 +11,7 @@ Shapes: B batch, H heads, T queries, S keys (the past and the T new ones), D hea
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +40,7 @@ class AttentionMask:
     shared: int | None = None
     fixed: dict[int | None, Tensor] | None = None
     _dense: dict[tuple[int | None, int, int, int], Tensor] = field(default_factory=dict, repr=False)
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False)
     _elsewhere: dict[torch.device, "AttentionMask"] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -74,6 +78,12 @@ class AttentionMask:
             padding = None if self.padding is None else self.padding.to(device)
             self._elsewhere[device] = AttentionMask(self.queries, self.keys, device, padding, self.shared)
         return self._elsewhere[device]
+
+    def once(self, name: Any, make: Callable[[], Any]) -> Any:
+        """What `make` makes of this mask for an implementation, made once for all layers that ask for that `name`."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     def narrows(self, window: int | None) -> bool:
         """Whether a window hides any key that causal order shows."""
@@ -183,19 +193,52 @@ def _by_blocks(
     return torch.cat(outs, dim=2) if len(outs) > 1 else outs[0]
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {"eager": eager, "sdpa": sdpa}
+def flash_attention_2(
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attention by the package flash-attn; see `triptych.runtime.flash`."""
+    from triptych.runtime import flash
+
+    return flash.flash_attention_2(q, k, v, mask, **options)
+
+
+def flex_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attention by a kernel that PyTorch compiles for the mask; see `triptych.runtime.flex`."""
+    from triptych.runtime import flex
+
+    return flex.flex_attention(q, k, v, mask, **options)
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
+    "eager": eager,
+    "sdpa": sdpa,
+    "flash_attention_2": flash_attention_2,
+    "flex_attention": flex_attention,
+}
 DEFAULT_IMPLEMENTATION = "sdpa"
 
 
 def check_implementation(name: str | None) -> str:
-    """The name of an implementation; None gives the default.
+    """The name of an implementation that can be had here; None gives the default.
 
-    Raises: ValueError when there is no such implementation.
+    Whether the device and the dtype suit it is asked when it runs: a model may be moved and converted until then.
+
+    Raises: ValueError when there is no such implementation; ImportError when it needs what is not installed.
     """
     if name is None:
         return DEFAULT_IMPLEMENTATION
     if not isinstance(name, str) or name not in IMPLEMENTATIONS:
         raise ValueError(f"attn_implementation must be one of {', '.join(IMPLEMENTATIONS)}; got {name!r}.")
+    if name == "flash_attention_2":
+        from triptych.runtime import flash
+
+        flash.check_installed()
+    elif name == "flex_attention":
+        from triptych.runtime import flex
+
+        flex.check_installed()
     return name
 
 
@@ -219,8 +262,12 @@ def attend(
     multiplies the weights.
 
     Returns: (B, H, T, D), and the weights (B, H, T, S) when `need_weights`, else None.
+    Raises: ValueError when there is no such implementation, or none for this device, dtype or head size.
     """
-    function = eager if need_weights or head_mask is not None else IMPLEMENTATIONS[impl]
+    if need_weights or head_mask is not None:
+        function = eager
+    else:
+        function = IMPLEMENTATIONS.get(impl) or IMPLEMENTATIONS[check_implementation(impl)]
     if mask.fixed is not None and function is not eager:
         function = sdpa
     out, weights = function(
@@ -237,3 +284,11 @@ def split_heads(x: Tensor, head_dim: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(B, H, T, D) -> (B, T, H * D)."""
     return x.transpose(1, 2).flatten(2)
+
+
+def in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in the dtype of autocast, where that is on: norms leave float32 where products give half precision."""
+    if not torch.is_autocast_enabled(q.device.type):
+        return q, k, v
+    dtype = torch.get_autocast_dtype(q.device.type)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
