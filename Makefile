@@ -35,7 +35,7 @@ gpt1-vocabulary: $(VENV)/.dev  ## OpenAI's own vocabulary against the recorded i
 	GPT1_VOCABULARY=$(FOLDER) $(BIN)/pytest tests/real_openai_gpt_vocabulary.py
 
 check-cuda: $(VENV)/.dev  ## what only a machine with a GPU can show
-	$(BIN)/pytest tests/cuda_checks.py
+	$(BIN)/pytest tests/cuda_checks.py tests/cuda_attention_checks.py
 
 clean:
 	rm -rf $(VENV) .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis

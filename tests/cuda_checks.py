@@ -13,6 +13,7 @@ from torch import Tensor
 
 from decoding_models import FAMILIES, decoder
 from gpt_neo_models import tokens
+from triptych import AutoModelForCausalLM, AutoTokenizer
 
 DEVICE = os.environ.get("TRIPTYCH_DEVICE", "cuda")  # another one tries this file itself
 NEW = {"max_new_tokens": 24, "eos_token_id": None}
@@ -112,3 +113,20 @@ def test_the_memory_is_given_back(pair: tuple[Any, Any]) -> None:
         held = torch.cuda.memory_allocated()
         model.prepare_decoding()
         assert torch.cuda.memory_allocated() < held
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["tales-neo", "tales-gpt"])
+def test_quantised_weights_read_as_well(name: str, kind: str) -> None:
+    text = "Once upon a time there was a little girl who lived in a small house near the sea with her old grandfather."
+    ids = AutoTokenizer.from_pretrained(f"triptych/{name}")(text, return_tensors="pt").input_ids
+    want = AutoModelForCausalLM.from_pretrained(f"triptych/{name}")(ids, labels=ids).loss.item()
+    options: dict[str, Any] = {"quantization": kind, "torch_dtype": torch.bfloat16}
+    model = AutoModelForCausalLM.from_pretrained(f"triptych/{name}", device_map={"": DEVICE}, **options)
+    assert model.device.type == torch.device(DEVICE).type
+    assert model(ids.to(DEVICE), labels=ids.to(DEVICE)).loss.item() == pytest.approx(want, abs=0.05)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate(ids.to(DEVICE), max_new_tokens=8)
+    if DEVICE == "cuda":
+        assert is_replayed(model)
