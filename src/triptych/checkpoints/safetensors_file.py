@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from triptych import frameworks
 from triptych.checkpoints.arrays import numpy_dtype
 from triptych.checkpoints.checkpoint import TensorInfo
+from triptych.checkpoints.fresh_memory import pieces
 from triptych.errors import CheckpointError
 
 DTYPES = {
@@ -42,7 +43,7 @@ ITEM_BYTES = {name: int(re.findall(r"\d+", name)[0]) // 8 if name != "bool" else
 BUFFER_BYTES = 2**20
 # Reading from the page cache is copying, and finding memory for it: work that threads can share, if there is enough.
 READERS = min(8, os.cpu_count() or 1) if hasattr(os, "preadv") else 1
-SHARE_BYTES = 2**21
+SHARE_BYTES = 2**23
 
 
 class SafetensorsFile:
@@ -116,26 +117,27 @@ class SafetensorsFile:
     def _read_into(self, tensor: Any, start: int, name: str) -> None:
         """Fill a tensor's memory from the byte `start` of the file on."""
         buffer = memoryview(tensor.reshape(-1).view(frameworks.load("torch").uint8).numpy())
-        share = max(SHARE_BYTES, -(-len(buffer) // READERS))
-        places = range(0, len(buffer), share)
+        places = range(0, len(buffer), SHARE_BYTES)
         if len(places) > 1:
-            parts = [buffer[place : place + share] for place in places]
+            parts = [buffer[place : place + SHARE_BYTES] for place in places]
             for _ in self._readers.map(self._fill, parts, (start + place for place in places), [name] * len(parts)):
                 pass
         else:
             self._fill(buffer, start, name)
 
     def _fill(self, buffer: memoryview, start: int, name: str) -> None:
-        done = 0
-        while done < len(buffer):  # one call reads at most 2 GiB
-            if READERS > 1:
-                count = os.preadv(self._file.fileno(), [buffer[done:]], start + done)
-            else:
-                self._file.seek(start + done)
-                count = self._file.readinto(buffer[done:])
-            if not count:
-                raise CheckpointError(f"{self.path} became shorter while {name} was read from it. Try again.")
-            done += count
+        for piece in pieces(buffer):
+            done = 0
+            while done < len(piece):
+                if READERS > 1:
+                    count = os.preadv(self._file.fileno(), [piece[done:]], start + done)
+                else:
+                    self._file.seek(start + done)
+                    count = self._file.readinto(piece[done:])
+                if not count:
+                    raise CheckpointError(f"{self.path} became shorter while {name} was read from it. Try again.")
+                done += count
+            start += done
 
     def close(self) -> None:
         """Let go of the file; tensors that were read stay valid."""
