@@ -24,7 +24,7 @@ def _system_call() -> Callable[[int, int, int], int] | None:
     except (OSError, AttributeError):
         return None
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return madvise  # type: ignore[no-any-return]
+    return madvise
 
 
 _madvise = _system_call()
