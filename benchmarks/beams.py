@@ -9,10 +9,10 @@ fastest run. `--peer` may be given several times, for several releases of Transf
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from typing import Any
+
+from worker import Worker
 
 WORKER = """
 import json, sys, time, warnings
@@ -26,9 +26,11 @@ kinds = [[["global", "local"], layers // 2]]
 config = library.GPTNeoConfig(hidden_size=width, num_layers=layers, num_heads=12, attention_types=kinds)
 model = library.GPTNeoForCausalLM(config).eval()
 name = "triptych" if package == "triptych" else f"transformers {library.__version__}"
-print(json.dumps(name), flush=True)
 for line in sys.stdin:
     case = json.loads(line)
+    if not case:
+        print(json.dumps(name), flush=True)
+        continue
     torch.manual_seed(1)
     ids = torch.randint(0, 50000, (case["batch"], case["prompt"]))
     mask = torch.ones_like(ids)
@@ -53,57 +55,23 @@ CASES: dict[str, tuple[dict[str, Any], int, int]] = {
 }
 
 
-class Worker:
-    """A process with a model of one library, by its name and release."""
+def measure(workers: dict[str, Worker], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each case: tokens per second of each library, and how many times as fast Triptych is.
 
-    def __init__(self, python: str, package: str, arguments: argparse.Namespace) -> None:
-        sizes = [str(arguments.threads), str(arguments.layers), str(arguments.width)]
-        self.process = subprocess.Popen(
-            [python, "-c", WORKER, package, *sizes],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "OMP_WAIT_POLICY": "passive"},
-        )
-        self.name: str = self._answer()
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit("A worker ended. Check that its interpreter has the library and enough memory.")
-        return json.loads(answer)
-
-    def run(self, **case: Any) -> float:
-        """How long one call of `generate` takes, in seconds; infinitely where the library cannot do it."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(case) + "\n")
-        self.process.stdin.flush()
-        seconds = self._answer()
-        return float("inf") if seconds is None else float(seconds)
-
-    def stop(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def measure(workers: list[Worker], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for each case: tokens per second of each library, and how many times as fast the first one is."""
+    A library that cannot do a case has none.
+    """
     rows = []
     for name, (options, batch, prompt) in CASES.items():
         if arguments.only not in name:
             continue
         case = {"batch": batch, "prompt": prompt, "new": arguments.new, "options": options}
-        best = {worker.name: float("inf") for worker in workers}
+        best: dict[str, float] = {}
         for _ in range(arguments.rounds):
-            for worker in workers:
-                best[worker.name] = min(best[worker.name], worker.run(**case))
-        speeds = {name: batch * arguments.new / seconds for name, seconds in best.items()}
-        ours = speeds[workers[0].name]
-        ratios = {worker.name: ours / speeds[worker.name] for worker in workers[1:] if speeds[worker.name]}
+            for library, worker in workers.items():
+                if (seconds := worker.run(**case)) is not None:
+                    best[library] = min(best.get(library, seconds), seconds)
+        speeds = {library: batch * arguments.new / seconds for library, seconds in best.items()}
+        ratios = {library: speeds["triptych"] / speed for library, speed in speeds.items() if library != "triptych"}
         rows.append({"case": name, "speeds": speeds, "ratios": ratios})
     return rows
 
@@ -120,12 +88,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
-    workers = [Worker(sys.executable, "triptych", arguments)]
+    sizes = (arguments.threads, arguments.layers, arguments.width)
+    libraries = [(sys.executable, "triptych"), *((python, "transformers") for python in arguments.peer)]
+    started = [Worker(python, WORKER, package, *sizes, OMP_WAIT_POLICY="passive") for python, package in libraries]
     try:
-        workers += [Worker(python, "transformers", arguments) for python in arguments.peer]
-        rows = measure(workers, arguments)
+        rows = measure({worker.run(): worker for worker in started}, arguments)
     finally:
-        for worker in workers:
+        for worker in started:
             worker.stop()
     if arguments.json:
         settings = {name: value for name, value in vars(arguments).items() if name not in ("peer", "json")}
