@@ -2,21 +2,20 @@
 
 import datetime
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import Result
+from bench import Bench, Result
 from engines import KINDS, OURS
+from results import Run
+from rows import ROWS
 
 ROOT = Path(__file__).parent.parent
-_NOT_MEASURED = """\
-Not measured: the rows that want an H100 (decode of 1.3 B and 2.7 B in bfloat16; Fuyu-8B's shape with one image). They
-need a GPU, and no figure is given from a machine that has none.
-"""
 
 
-def machine(bandwidth: float, rate: float, threads: int) -> dict[str, Any]:
-    """What the figures were taken on."""
+def machine(bench: Bench, threads: int) -> dict[str, Any]:
+    """What the figures were taken on, and what it can do at most."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -24,11 +23,24 @@ def machine(bandwidth: float, rate: float, threads: int) -> dict[str, Any]:
     return {
         "cpu": cpu,
         "threads": threads,
-        "bandwidth": bandwidth,
-        "rate": rate,
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "limits": {
+            device: bench.facts[device] | {"bandwidth": limits.bandwidth, "rate": limits.rate}
+            for device, limits in bench.limits.items()
+        },
     }
+
+
+def limits(facts: dict[str, Any]) -> Iterator[str]:
+    """A sentence for each device: what it is, and what it can do at most."""
+    for device, can in facts["limits"].items():
+        name = f"{facts['cpu']}, {facts['threads']} threads" if device == "cpu" else can.get("gpu", device)
+        more = f" (driver {can['driver']}, CUDA {can['cuda']}; {can['clocks']})" if "gpu" in can else ""
+        yield (
+            f"{name}{more}: {can['bandwidth'] / 1e9:,.1f} GB/s in a stream, {can['rate'] / 1e9:,.0f} GFLOP/s in a "
+            f"product of {can['dtype']} matrices."
+        )
 
 
 def cell(result: Result, name: str) -> str:
@@ -43,10 +55,9 @@ def table(results: list[Result]) -> list[list[str]]:
     lines = [["", "unit", *(KINDS[name].title for name in names), "of the limit", "to reach: got", "reached"]]
     for result in results:
         wanted = "; ".join(text.strip() for text, _ in result.wanted)
-        reached = "" if not result.wanted else "yes" if all(ok for _, ok in result.wanted) else "no"
         fraction = "" if result.fraction is None else f"{result.fraction:.0%}"
         figures = [cell(result, name) for name in names]
-        lines.append([result.title, result.unit, *figures, fraction, wanted, reached or "not measured"])
+        lines.append([result.title, result.unit, *figures, fraction, wanted, result.reached])
     return lines
 
 
@@ -55,40 +66,70 @@ def paragraph(result: Result) -> str:
     figures = ", ".join(f"{KINDS[name].title} {cell(result, name)}" for name in KINDS if name in result.figures)
     limit = "" if result.limit is None else f"; limit {result.limit:.3g}"
     lines = [f"{result.title}, {result.unit}: {figures}{limit}"]
-    lines += [f"{'reached' if ok else 'MISSED'}: {text.strip()}" for text, ok in result.wanted]
+    words = {True: "reached", False: "MISSED", None: "not measured"}
+    lines += [f"{words[ok]}: {text.strip()}" for text, ok in result.wanted]
     return "\n    ".join([*lines, *result.notes])
 
 
-def page(results: list[Result], facts: dict[str, Any], versions: dict[str, str], notes: list[str]) -> str:
+def write(runs: list[Run]) -> None:
+    """BENCHMARKS.md and its picture."""
+    lines = [line for run in runs for line in run.lines]
+    (ROOT / "BENCHMARKS.md").write_text(page(runs, unmeasured(runs)))
+    picture(lines, ROOT / "docs" / "benchmarks.png")
+
+
+def unmeasured(runs: list[Run]) -> list[Result]:
+    """The lines, without figures, of the rows of a GPU that no run has."""
+    without = Bench({}, ROOT, 1, 1, False)  # which has no GPU, and asks no engine
+    there = {name for run in runs for name in run.rows}
+    return [line for name, row in ROWS.items() if row.on_gpu and name not in there for line in row.measure(without)]
+
+
+def page(runs: list[Run], missing: list[Result]) -> str:
     """BENCHMARKS.md."""
-    lines = table(results)
-    rule = ["---"] * len(lines[0])
-    rows = "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
-    libraries = "\n".join(f"- {KINDS[name].title}: {version}" for name, version in versions.items())
-    remarks = "\n".join(f"- {result.title}: {note}" for result in results for note in result.notes)
-    remarks += "".join(f"\n- {note}" for note in notes)
-    return f"""\
+    parts = [_INTRODUCTION, *map(section, runs)]
+    if missing:
+        parts.append(f"## Not measured\n\n{_NOT_MEASURED}\n{markdown(missing)}")
+    return "\n".join(parts)
+
+
+_INTRODUCTION = """\
 # Benchmarks
 
-Written by `make bench` on {facts["date"]}. All engines take turns in one run, with the same weights and prompts on
-{facts["threads"]} threads; figures are medians. CTranslate2 has no GPT Neo and runs a GPT-2 of the same shape.
+Written by `make bench`. Within a run all engines take turns, with the same weights and prompts; figures are medians.
+CTranslate2 has no GPT Neo and runs a GPT-2 of the same shape. "Of the limit" is against what the machine did in the
+same run: weights read once a step, or the operations of the products, whichever takes longer; keys and values of the
+tokens that layers can see; bytes of the weights.
 
 ![The figures as bars](docs/benchmarks.png)
+"""
 
-{rows}
+_NOT_MEASURED = "These rows need a GPU, and no figure is given from a machine that has none.\n"
 
-The machine, measured in the same run: {facts["cpu"]}, {facts["threads"]} threads, {facts["bandwidth"] / 1e9:.1f} GB/s
-read in a stream, {facts["rate"] / 1e9:.0f} GFLOP/s in a float32 product of matrices; {facts["system"]}. "Of the limit"
-is against these: weights read once a step, or the operations of the products, whichever takes longer; keys and values
-of the tokens that layers can see; bytes of the weights.
 
+def section(run: Run) -> str:
+    """What one run measured."""
+    facts = run.machine
+    libraries = "\n".join(f"- {KINDS[name].title}: {version}" for name, version in run.versions.items())
+    remarks = [f"- {result.title}: {note}" for result in run.lines for note in result.notes]
+    remarks += [f"- {note}" for note in run.notes]
+    said = "\n".join(["Remarks:", "", *remarks, ""]) if remarks else ""
+    return f"""\
+## {facts["date"]}, {facts["system"]}
+
+{" ".join(limits(facts))}
+
+{markdown(run.lines)}
 {libraries}
 
-## Remarks
+{said}"""
 
-{remarks}
 
-{_NOT_MEASURED}"""
+def markdown(results: list[Result]) -> str:
+    """A table."""
+    lines = table(results)
+    rule = ["---"] * len(lines[0])
+    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:])) + "\n"
 
 
 def picture(results: list[Result], path: Path) -> None:

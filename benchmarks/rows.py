@@ -1,5 +1,6 @@
 """What is measured: one function for each line of the table, or for lines that share their turns."""
 
+import dataclasses
 import os
 import shutil
 import statistics
@@ -7,17 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import rows_built
 from bench import REFERENCES, Answers, Bench, Result, medians, prompts
 from engines import KINDS, OURS, EngineError, environment
+from shapes import NEO_1B, NEO_125M, Shape
 
-NEO = {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "attention_types": [[["global", "local"], 6]]}
-NEO_LARGE = {"hidden_size": 2048, "num_layers": 24, "num_heads": 16, "attention_types": [[["global", "local"], 12]]}
-NEO_MEDIUM = NEO_LARGE | {"num_layers": 4, "attention_types": [[["global", "local"], 2]]}
-LAYERS = 12 * 12 * 768**2  # weights of the matrices in twelve layers of width 768
-NEO_HEAD, GPT_HEAD = 50257 * 768, 40478 * 768
+NEO, LAYERS = NEO_125M.fields, NEO_125M.matrices
+GPT_HEAD = 40478 * 768
 
 
 def decode(bench: Bench, rows: int) -> list[Result]:
@@ -38,19 +39,16 @@ def decode(bench: Bench, rows: int) -> list[Result]:
     line = f"decode, 125 M, {{}}, {rows} row{'s' * (rows > 1)}"
     in_float32 = {name: figure for name, figure in speed.items() if "int8" not in name}
     float32 = Result(line.format("float32"), "tokens/s", True, in_float32)
-    float32.limit = _tokens_per_second(bench, LAYERS + NEO_HEAD, rows, 4)
+    float32.limit = bench.limits["cpu"].tokens_per_second(LAYERS + NEO_125M.head, rows, 4)
     float32.notes.append(_equality(bench, answers, given, new))
     float32.want_ratio({1: 1.3, 8: 2.5}[rows])
     if rows == 1:
         float32.want_fraction(0.75)
     in_int8 = {name.removesuffix(" int8"): figure for name, figure in speed.items() if "int8" in name}
     int8 = Result(line.format("int8"), "tokens/s", True, in_int8)
-    int8.limit = _tokens_per_second(bench, LAYERS + NEO_HEAD, rows, 1)
-    references = [in_float32[name] for name in REFERENCES if name in in_float32]
-    if references:
-        int8.want_ratio({1: 2.5, 8: 5.0}[rows], max(references), "the reference in float32")
-    if "ctranslate2" in in_int8:
-        int8.want_ratio(1.0, in_int8["ctranslate2"], "CTranslate2")
+    int8.limit = bench.limits["cpu"].tokens_per_second(LAYERS + NEO_125M.head, rows, 1)
+    int8.want_ratio({1: 2.5, 8: 5.0}[rows], float32.best_reference, "the reference in float32")
+    int8.want_ratio(1.0, in_int8.get("ctranslate2"), "CTranslate2")
     if OURS in in_int8:
         _perplexity(bench, int8)
     return [float32, int8]
@@ -63,11 +61,6 @@ def _decoded(
     model = " ".join((family, *options.values()))
     bench.load(name, model, family, folder, **options)
     return bench.engine(name).ask("decode", name=model, prompts=given, new=new)
-
-
-def _tokens_per_second(bench: Bench, weights: int, rows: int, bytes_each: int) -> float:
-    """What streaming the weights once a step, and the products, would allow."""
-    return rows / max(weights * bytes_each / bench.bandwidth, 2 * weights * rows / bench.rate)
 
 
 def _equality(bench: Bench, answers: Answers, given: list[list[int]], new: int) -> str:
@@ -103,7 +96,7 @@ def gpt(bench: Bench) -> list[Result]:
     answers = bench.turns(work, rounds=min(bench.rounds, 3))
     result = Result("decode, GPT's shape, float32, 400 tokens of prefix", "ms/token", False, {})
     result.figures = medians(answers, lambda run: 1000 * run["rest"] / (new - 1))
-    result.limit = 1000 / _tokens_per_second(bench, LAYERS + GPT_HEAD, 1, 4)
+    result.limit = 1000 / bench.limits["cpu"].tokens_per_second(LAYERS + GPT_HEAD, 1, 4)
     result.notes.append(_equality(bench, answers, given, new))
     result.want_ratio(15)
     return [result]
@@ -115,8 +108,7 @@ def prefill(bench: Bench) -> list[Result]:
     names = bench.asked(OURS, *REFERENCES, "openvino")
     answers = bench.turns({name: partial(_decoded, bench, name, "gpt_neo", folder, given, 1) for name in names})
     result = Result("prefill, 125 M, float32, 1,024 tokens", "s", False, medians(answers, lambda run: run["first"]))
-    scores = 6 * 1024 * (1024 / 2 + 256) * 768  # keys that queries see, over the layers, times their width
-    result.limit = 2 * (LAYERS * 1024 + NEO_HEAD + 2 * scores) / bench.rate
+    result.limit = NEO_125M.prefill_operations(1024) / bench.limits["cpu"].rate
     result.notes.append(_equality(bench, answers, given, 1))
     result.want_ratio(1.4)
     return [result]
@@ -133,9 +125,13 @@ def cache(bench: Bench) -> list[Result]:
     answers = bench.turns({name: partial(held, name) for name in bench.asked(OURS, *REFERENCES)}, rounds=1)
     result = Result("cache memory, 125 M, 2,048 tokens", "MB", False, medians(answers, lambda run: run["bytes"] / 1e6))
     result.limit = 2 * 4 * 768 * (6 * 2048 + 6 * 256) / 1e6
-    if references := [result.figures[name] for name in REFERENCES if name in result.figures]:
-        result.want_at_most("× the reference:", result.figures[OURS] / min(references), 0.6)
+    _want_share(result, 0.6)
     return [result]
+
+
+def _want_share(result: Result, bound: float) -> None:
+    ours, theirs = result.figures.get(OURS), result.best_reference
+    result.want_at_most("× the reference:", None if ours is None or theirs is None else ours / theirs, bound)
 
 
 def training(bench: Bench) -> list[Result]:
@@ -152,8 +148,7 @@ def training(bench: Bench) -> list[Result]:
     answers = bench.turns({name: partial(step, name) for name in bench.asked(OURS, *REFERENCES)}, rounds=1)
     result = Result(f"peak memory of a training step, 125 M, {rows} × {length}", "GB", False, {})
     result.figures = medians(answers, lambda run: run["peak"] / 1e9)
-    if references := [result.figures[name] for name in REFERENCES if name in result.figures]:
-        result.want_at_most("× the reference:", result.figures[OURS] / min(references), 0.5)
+    _want_share(result, 0.5)
     seconds = (f"{KINDS[name].title} {runs[0]['seconds']:.1f} s" for name, runs in answers.items())
     losses = {round(runs[0]["loss"], 4) for runs in answers.values()}
     result.notes.append(f"One step each: {', '.join(seconds)}. Losses {'equal' if len(losses) == 1 else losses}.")
@@ -163,10 +158,9 @@ def training(bench: Bench) -> list[Result]:
 def loading(bench: Bench) -> list[Result]:
     """Seconds to load a checkpoint that is in the page cache, every weight touched; each in a process of its own."""
     bench.stop()
-    name, fields = ("neo-medium", NEO_MEDIUM) if bench.quick else ("neo-1.3b", NEO_LARGE)
-    tiny = {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]], "vocab_size": 50}
-    small = bench.checkpoint("gpt_neo", "neo-tiny", hidden_size=16, **tiny)
-    folder = bench.checkpoint("gpt_neo", name, **fields)
+    shape = dataclasses.replace(NEO_1B, layers=4) if bench.quick else NEO_1B
+    small = bench.checkpoint("gpt_neo", "neo-tiny", **Shape("tiny", "gpt_neo", 16, 2, 2, 50).fields)
+    folder = bench.checkpoint("gpt_neo", f"neo-large-{shape.layers}", **shape.fields)
 
     def load(name: str, **options: Any) -> dict[str, Any]:
         with bench.fresh(name) as engine:
@@ -179,7 +173,7 @@ def loading(bench: Bench) -> list[Result]:
     mapped = statistics.median(run["seconds"] for run in answers.pop("mapped"))
     weights = answers[OURS][0]["weights"]
     result = Result(f"load {weights / 1e9:.1f} GB, 1.3 B's shape", "s", False, medians(answers, lambda r: r["seconds"]))
-    result.limit = weights / bench.bandwidth
+    result.limit = weights / bench.limits["cpu"].bandwidth
     peaks = medians(answers, lambda run: run["peak"] / run["weights"])
     result.want_ratio(2, result.figures.get("reference"), KINDS["reference"].title)
     result.want_at_most("peak memory over the weights'", peaks[OURS], 1.1)
@@ -240,14 +234,35 @@ def first_token(bench: Bench) -> list[Result]:
     return [result]
 
 
-ROWS: dict[str, Callable[[Bench], list[Result]]] = {
-    "decode-1": partial(decode, rows=1),
-    "decode-8": partial(decode, rows=8),
-    "gpt": gpt,
-    "prefill": prefill,
-    "cache": cache,
-    "training": training,
-    "loading": loading,
-    "import": imports,
-    "first-token": first_token,
+ALL = tuple(name for name in KINDS if name != OURS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What measures some lines of the table, and the peers that it asks for.
+
+    Where there is no GPU, a row that is `on_gpu` gives lines without figures.
+    """
+
+    measure: Callable[[Bench], list[Result]]
+    peers: tuple[str, ...] = REFERENCES
+    on_gpu: bool = False
+
+
+ROWS = {
+    "decode-1": Row(partial(decode, rows=1), ALL),
+    "decode-8": Row(partial(decode, rows=8), ALL),
+    "gpt": Row(gpt),
+    "fuyu": Row(rows_built.fuyu_on_cpu, ("reference",)),
+    "prefill": Row(prefill, (*REFERENCES, "openvino")),
+    "cache": Row(cache),
+    "training": Row(training),
+    "loading": Row(loading),
+    "import": Row(imports),
+    "first-token": Row(first_token, ()),
+    "gpu-decode-1": Row(partial(rows_built.decode, rows=1), on_gpu=True),
+    "gpu-decode-8": Row(partial(rows_built.decode, rows=8), on_gpu=True),
+    "gpu-quantized": Row(rows_built.quantized, (), on_gpu=True),
+    "gpu-prefill": Row(rows_built.prefill, on_gpu=True),
+    "gpu-fuyu": Row(rows_built.fuyu_on_gpu, ("reference",), on_gpu=True),
 }

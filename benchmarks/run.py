@@ -3,7 +3,8 @@
     python benchmarks/run.py --quick --rows decode-1 --rows prefill --peers reference
 
 Every engine runs in an environment and a process of its own, and they take turns. Environments are made at the first
-use, below `--folder`; one that exists can be named instead: `--python reference=/path/to/python`.
+use, below `--folder`; one that exists can be named instead: `--python reference=/path/to/python`. Rows for a GPU run
+where PyTorch finds one; `--write` keeps what other runs have measured of the other rows.
 """
 
 import dataclasses
@@ -16,7 +17,8 @@ from typing import Annotated
 import typer
 
 import report
-from bench import Bench, Result
+import results
+from bench import Bench
 from engines import KINDS, OURS, EngineError, interpreter
 from rows import ROWS
 
@@ -34,40 +36,55 @@ def main(
         bool, typer.Option(help="Fewer turns and smaller work: to try the harness, not to quote.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
-    write: Annotated[bool, typer.Option(help="Write BENCHMARKS.md and docs/benchmarks.png.")] = False,
+    write: Annotated[
+        bool, typer.Option(help="Write benchmarks/results.json, BENCHMARKS.md and docs/benchmarks.png.")
+    ] = False,
 ) -> None:
     """Measure, and print what came out."""
     chosen, others = _known("--rows", rows, list(ROWS)), _known("--peers", peers, PEERS)
-    given = dict(entry.split("=", 1) for entry in python or [])
     folder = folder.resolve()
-    pythons = {name: Path(given[name]) if name in given else interpreter(name, folder) for name in [OURS, *others]}
     models = folder / "models"
     models.mkdir(parents=True, exist_ok=True)
-    bench = Bench(pythons, models, threads, 1 if quick else rounds, quick)
-    results: list[Result] = []
+    bench = Bench({OURS: interpreter(OURS, folder)}, models, threads, 1 if quick else rounds, quick)
     try:
-        versions = {name: _version(bench, name) for name in list(pythons)}
-        for name in chosen:
-            print(f"{name} …", file=sys.stderr, flush=True)
-            bench.measure_machine()
-            try:
-                results += ROWS[name](bench)
-            except EngineError as error:  # the other rows may still be had
-                bench.notes.append(f"{name} was not measured: {error}")
+        bench.find_gpu()
+        chosen = [name for name in chosen if bench.gpu or not ROWS[name].on_gpu]
+        wanted = {peer for name in chosen for peer in ROWS[name].peers}
+        given = dict(entry.split("=", 1) for entry in python or [])
+        for name in (name for name in others if name in wanted):
+            bench.pythons[name] = Path(given[name]) if name in given else interpreter(name, folder)
+        versions = {name: _version(bench, name) for name in list(bench.pythons)}
+        measured = _measured(bench, chosen)
     finally:
         bench.stop()
-    facts = report.machine(bench.bandwidth, bench.rate, threads)
+    run = results.Run(report.machine(bench, threads), versions, bench.notes, measured)
     if write:
-        (report.ROOT / "BENCHMARKS.md").write_text(report.page(results, facts, versions, bench.notes))
-        report.picture(results, report.ROOT / "docs" / "benchmarks.png")
+        runs = results.with_newer(results.read(), run)
+        results.write(runs)
+        report.write(runs)
     if as_json:
-        rows_of = [dataclasses.asdict(result) | {"fraction": result.fraction} for result in results]
-        print(json.dumps({"machine": facts, "versions": versions, "rows": rows_of, "notes": bench.notes}, indent=2))
+        print(json.dumps(dataclasses.asdict(run), indent=2))
         return
-    print(f"{facts['bandwidth'] / 1e9:.1f} GB/s, {facts['rate'] / 1e9:.0f} GFLOP/s, {threads} threads")
-    for result in results:
+    for sentence in report.limits(run.machine):
+        print(sentence)
+    for result in run.lines:
         print(report.paragraph(result))
     print(*bench.notes, sep="\n")
+
+
+def _measured(bench: Bench, chosen: list[str]) -> dict[str, list[results.Result]]:
+    """The lines of each row; a row that fails leaves a note."""
+    measured = {}
+    for name in chosen:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        bench.measure_machine()
+        if ROWS[name].on_gpu:
+            bench.measure_machine(str(bench.gpu))
+        try:
+            measured[name] = ROWS[name].measure(bench)
+        except EngineError as error:  # the other rows may still be had
+            bench.notes.append(f"{name} was not measured: {error}")
+    return measured
 
 
 def _known(option: str, asked: list[str] | None, known: list[str]) -> list[str]:

@@ -92,8 +92,8 @@ class Engine:
 
     def stop(self) -> None:
         """End the process."""
-        self.process.stdin.close()
-        self.process.wait()
+        with self.process:  # which closes its pipes, and waits
+            pass
 
 
 def environment(threads: int) -> dict[str, str]:

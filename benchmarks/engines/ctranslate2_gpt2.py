@@ -61,7 +61,7 @@ def decode(name: str, prompts: list[list[int]], new: int) -> dict[str, Any]:
     options = {"max_length": new, "min_length": new, "beam_size": 1, "sampling_topk": 1, "end_token": []}
     tokens = [[f"t{number}" for number in row] for row in prompts]
     out = generators[name].generate_batch(tokens, include_prompt_in_result=False, callback=clock, **options)
-    return clock.seconds(new) | {"ids": [row.sequences_ids[0] for row in out]}
+    return clock.seconds() | {"ids": [row.sequences_ids[0] for row in out]}
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def decode(name: str, prompts: list[list[int]], new: int) -> dict[str, Any]:
     stop = {"max_new_tokens": new, "eos_token_id": None, "pad_token_id": 0, "do_sample": False}
     mask, criteria = torch.ones_like(ids), StoppingCriteriaList([clock])
     out = models[name].generate(ids, attention_mask=mask, stopping_criteria=criteria, **stop)
-    return clock.seconds(new) | {"ids": out[:, ids.shape[1] :].tolist()}
+    return clock.seconds() | {"ids": out[:, ids.shape[1] :].tolist()}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Triptych or Transformers (any release with these classes), as an engine: `pytorch.py PACKAGE`."""
 
+import copy
 import sys
 import time
 import warnings
@@ -9,9 +10,15 @@ from serve import Clock, Memory, serve
 
 warnings.simplefilter("ignore")
 import torch  # noqa: E402
+from devices import machine, wait_for, what_there_is  # noqa: E402
+from weights import fill, picture_inputs  # noqa: E402
 
 PACKAGE = __import__(sys.argv[1])
-CLASSES = {"gpt_neo": ("GPTNeoConfig", "GPTNeoForCausalLM"), "openai-gpt": ("OpenAIGPTConfig", "OpenAIGPTLMHeadModel")}
+CLASSES = {
+    "gpt_neo": ("GPTNeoConfig", "GPTNeoForCausalLM"),
+    "openai-gpt": ("OpenAIGPTConfig", "OpenAIGPTLMHeadModel"),
+    "fuyu": ("FuyuConfig", "FuyuForCausalLM"),
+}
 models: dict[str, Any] = {}
 
 
@@ -28,7 +35,42 @@ def make(family: str, folder: str, fields: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def load(name: str, family: str, folder: str, threads: int | None = None, **options: Any) -> dict[str, Any]:
+def build(name: str, family: str, fields: dict[str, Any], device: str, dtype: str) -> dict[str, Any]:
+    """Make a model where it shall be, of weights that are the same in every library; no file takes part."""
+    if device not in what_there_is()["devices"]:
+        raise RuntimeError(
+            f"PyTorch {torch.__version__} of this environment finds no {device!r}. Install a build for the machine's "
+            "driver there, or name another environment: --python NAME=PYTHON."
+        )
+    config, model = (getattr(PACKAGE, name) for name in CLASSES[family])
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))  # as loading in that type does
+    try:
+        with torch.device(device):
+            models[name] = model(config(**fields)).eval()
+    finally:
+        torch.set_default_dtype(before)
+    fill(models[name])
+    return {}
+
+
+def compiled(name: str, source: str) -> dict[str, Any]:
+    """The model `source` once more, over the same weights, with its decoding step compiled."""
+    model = models[source]
+    models[name] = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    models[name].prepare_decoding(compile=True)
+    return {}
+
+
+def quantize(name: str, kind: str) -> dict[str, Any]:
+    """Hold a model's weights in fewer bits."""
+    models[name].quantize(kind)
+    return {}
+
+
+def load(
+    name: str, family: str, folder: str, threads: int | None = None, device: str = "cpu", **options: Any
+) -> dict[str, Any]:
     """Load a model under a name; every page of it is read. The environment has set the threads already."""
     kind = getattr(PACKAGE, CLASSES[family][1])
     memory, start = Memory(), time.perf_counter()
@@ -36,18 +78,49 @@ def load(name: str, family: str, folder: str, threads: int | None = None, **opti
     for weight in model.parameters():
         weight.detach().view(-1)[::1024].float().sum()
     seconds = time.perf_counter() - start
-    models[name] = model
+    models[name] = model.to(device)
     return {"seconds": seconds, "peak": memory.growth(), "weights": sum(p.nbytes for p in model.parameters())}
 
 
-def decode(name: str, prompts: list[list[int]], new: int) -> dict[str, Any]:
-    """Continue prompts of one length greedily by `new` tokens."""
-    ids = torch.tensor(prompts)
+def decode(name: str, new: int, **prompt: Any) -> dict[str, Any]:
+    """Continue `prompts` of one length, or a `picture`, greedily by `new` tokens."""
+    model = models[name]
+    inputs = _inputs(model, **prompt)
+    ids = inputs.pop("input_ids")
     is_new = sys.argv[1] == "transformers" and not PACKAGE.__version__.startswith("4.")
-    clock = Clock(torch.zeros(len(ids), dtype=torch.bool) if is_new else False)
     stop = {"max_new_tokens": new, "eos_token_id": None, "pad_token_id": 0, "do_sample": False}
-    out = models[name].generate(ids, attention_mask=torch.ones_like(ids), stopping_criteria=_listed(clock), **stop)
-    return clock.seconds(new) | {"ids": out[:, ids.shape[1] :].tolist()}
+    never = torch.zeros(len(ids), dtype=torch.bool, device=ids.device) if is_new else False
+    mask, clock = torch.ones_like(ids), Clock(never, wait_for(ids.device))
+    out = model.generate(ids, attention_mask=mask, stopping_criteria=_listed(clock), **stop, **inputs)
+    return clock.seconds() | {"ids": out[:, ids.shape[1] :].tolist()}
+
+
+def regret(name: str, ids: list[list[int]], **prompt: Any) -> dict[str, Any]:
+    """How far new ids are below the best ones, by this model's logits of one pass over all tokens: the farthest.
+
+    In standard deviations of the logits. In bfloat16 two right engines may choose different ids where the best two are
+    close; a wrong one takes ids that are some deviations below the best.
+    """
+    model = models[name]
+    inputs = _inputs(model, **prompt)
+    before, new = inputs["input_ids"], torch.tensor(ids, device=model.device)
+    inputs["input_ids"] = torch.cat((before, new[:, :-1]), dim=1)
+    if "image_patches_indices" in inputs:  # none among the new tokens
+        room = (0, new.shape[1] - 1)
+        inputs["image_patches_indices"] = torch.nn.functional.pad(inputs["image_patches_indices"], room, value=-1)
+    with torch.no_grad():
+        logits = model(attention_mask=torch.ones_like(inputs["input_ids"]), **inputs).logits
+    logits = logits[:, before.shape[1] - 1 :].float()
+    chosen = logits.gather(-1, new[..., None])[..., 0]
+    return {"regret": float(((logits.amax(-1) - chosen) / logits.std(-1)).max())}
+
+
+def _inputs(
+    model: Any, prompts: list[list[int]] | None = None, picture: dict[str, int] | None = None
+) -> dict[str, torch.Tensor]:
+    if picture is not None:
+        return picture_inputs(**picture, config=model.config, device=model.device, dtype=model.dtype)
+    return {"input_ids": torch.tensor(prompts, device=model.device)}
 
 
 def _listed(clock: Clock) -> Any:
@@ -92,26 +165,13 @@ def write(name: str, rows: int, new: int) -> dict[str, Any]:
 
 def perplexity(name: str, texts: list[list[int]]) -> dict[str, Any]:
     """Of texts of one length."""
-    ids = torch.tensor(texts)
+    ids = torch.tensor(texts, device=models[name].device)
     with torch.no_grad():
         return {"perplexity": float(models[name].eval()(ids, labels=ids).loss.exp())}
 
 
-def machine() -> dict[str, Any]:
-    """What this machine can do: bytes read per second in a stream, and float32 operations per second in a product."""
-    stream = torch.ones(2**28)
-    square = torch.ones(3072, 3072)
-    reads, products = [], []
-    for _ in range(5):
-        start = time.perf_counter()
-        stream.sum()
-        middle = time.perf_counter()
-        torch.mm(square, square)
-        reads.append(stream.nbytes / (middle - start))
-        products.append(2 * 3072**3 / (time.perf_counter() - middle))
-    return {"bandwidth": sorted(reads)[2], "rate": sorted(products)[2], "threads": torch.get_num_threads()}
-
-
 if __name__ == "__main__":
-    names = (versions, make, load, decode, cache, train, write, perplexity, machine)
-    serve({operation.__name__: operation for operation in names})
+    about = (versions, what_there_is, machine)
+    models_of = (make, build, load, compiled, quantize)
+    work = (decode, regret, cache, train, write, perplexity)
+    serve({operation.__name__: operation for operation in (*about, *models_of, *work)})

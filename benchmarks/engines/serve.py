@@ -26,22 +26,31 @@ def serve(operations: dict[str, Callable[..., dict[str, Any]]]) -> None:
 
 
 class Clock:
-    """When each step of a decoding loop came: called as a stopping criterion or a callback, it never stops anything."""
+    """When a decoding loop made its first token and when it ended; it never stops anything.
 
-    def __init__(self, answer: Any = False) -> None:
-        self.start = time.perf_counter()
-        self.times: list[float] = []
-        self.answer = answer
+    It is called at each step, as a stopping criterion or a callback. `wait` waits for a device that works on its own.
+    """
+
+    def __init__(self, answer: Any = False, wait: Callable[[], Any] | None = None) -> None:
+        self.answer, self.wait = answer, wait
+        self.first: float | None = None
+        self.start = self._now()
 
     def __call__(self, *_: Any, **__: Any) -> Any:
-        self.times.append(time.perf_counter())
+        if self.first is None:
+            self.first = self._now()
         return self.answer
 
-    def seconds(self, steps: int) -> dict[str, float]:
-        """Until the first step, and from there to the last, at which some loops no longer call."""
-        if len(self.times) < steps:
-            self.times.append(time.perf_counter())
-        return {"first": self.times[0] - self.start, "rest": self.times[-1] - self.times[0]}
+    def seconds(self) -> dict[str, float]:
+        """Until the first token, and from there to now."""
+        end = self._now()
+        first = end if self.first is None else self.first  # some loops do not call at their last token
+        return {"first": first - self.start, "rest": end - first}
+
+    def _now(self) -> float:
+        if self.wait is not None:
+            self.wait()
+        return time.perf_counter()
 
 
 class Memory:
