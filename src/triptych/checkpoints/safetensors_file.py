@@ -102,42 +102,45 @@ class SafetensorsFile:
         tensor = torch.empty(info.shape, dtype=dtype or stored, device="cpu")
         start = self._start[name]
         if tensor.dtype == stored:
-            self._read_into(tensor, start, name)
+            self._read_new(_bytes_of(tensor), start, name)
             return tensor
         # One buffer for the whole file: buffers made and freed between the tensors would leave holes in the heap.
         if self._buffer is None:
             self._buffer = torch.empty(BUFFER_BYTES, dtype=torch.uint8, device="cpu")
         raw = self._buffer.view(stored)
         for part in tensor.reshape(-1).split(len(raw)):
-            self._read_into(raw[: part.numel()], start, name)
+            self._fill(_bytes_of(raw[: part.numel()]), start, name)
             part.copy_(raw[: part.numel()])
             start += part.numel() * stored.itemsize
         return tensor
 
-    def _read_into(self, tensor: Any, start: int, name: str) -> None:
-        """Fill a tensor's memory from the byte `start` of the file on."""
-        buffer = memoryview(tensor.reshape(-1).view(frameworks.load("torch").uint8).numpy())
+    def _read_new(self, buffer: memoryview, start: int, name: str) -> None:
+        """Fill new memory from the byte `start` of the file on, by several threads if it is large."""
         places = range(0, len(buffer), SHARE_BYTES)
         if len(places) > 1:
             parts = [buffer[place : place + SHARE_BYTES] for place in places]
-            for _ in self._readers.map(self._fill, parts, (start + place for place in places), [name] * len(parts)):
+            starts = [start + place for place in places]
+            for _ in self._readers.map(self._fill_new, parts, starts, [name] * len(parts)):
                 pass
         else:
-            self._fill(buffer, start, name)
+            self._fill_new(buffer, start, name)
+
+    def _fill_new(self, buffer: memoryview, start: int, name: str) -> None:
+        for piece in pieces(buffer):
+            self._fill(piece, start, name)
+            start += len(piece)
 
     def _fill(self, buffer: memoryview, start: int, name: str) -> None:
-        for piece in pieces(buffer):
-            done = 0
-            while done < len(piece):
-                if READERS > 1:
-                    count = os.preadv(self._file.fileno(), [piece[done:]], start + done)
-                else:
-                    self._file.seek(start + done)
-                    count = self._file.readinto(piece[done:])
-                if not count:
-                    raise CheckpointError(f"{self.path} became shorter while {name} was read from it. Try again.")
-                done += count
-            start += done
+        done = 0
+        while done < len(buffer):  # one call may read less than it is asked for
+            if READERS > 1:
+                count = os.preadv(self._file.fileno(), [buffer[done:]], start + done)
+            else:
+                self._file.seek(start + done)
+                count = self._file.readinto(buffer[done:])
+            if not count:
+                raise CheckpointError(f"{self.path} became shorter while {name} was read from it. Try again.")
+            done += count
 
     def close(self) -> None:
         """Let go of the file; tensors that were read stay valid."""
@@ -145,6 +148,11 @@ class SafetensorsFile:
         self._map.__exit__(None, None, None)
         self._file.close()
         self._buffer = None
+
+
+def _bytes_of(tensor: Any) -> memoryview:
+    """A PyTorch tensor's memory."""
+    return memoryview(tensor.reshape(-1).view(frameworks.load("torch").uint8).numpy())
 
 
 def open_file(path: Path, framework: str) -> SafetensorsFile:
