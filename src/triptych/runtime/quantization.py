@@ -84,7 +84,9 @@ def layer_for(kind: str, device: torch.device) -> type[QuantizedLinear]:
     found = LAYERS.get((str(check_quantization(kind)), device.type))
     if found is None:
         types = " or ".join(place for each, place in LAYERS if each == kind)
-        raise ValueError(f"quantization={kind!r} is for models on {types}; this one is on {device.type}.")
+        raise ValueError(
+            f"quantization={kind!r} is for models on {types}; this one is on {device.type}. Choose such a device."
+        )
     found.check(device)
     return found
 
