@@ -1,6 +1,6 @@
 """Attention on a GPU: flash-attn (where it is installed) and compiled flex_attention give what eager gives.
 
-Run by name on a machine that has one: `pytest tests/cuda_attention_checks.py`.
+`make check-cuda` runs this file too, on a machine that has one.
 """
 
 import os

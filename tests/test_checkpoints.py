@@ -291,6 +291,14 @@ def test_a_checkpoint_of_something_else_says_so(folder):
         GPTNeoForCausalLM.from_pretrained(folder / "safetensors", state_dict={"encoder.weight": torch.ones(1)})
 
 
+def test_weights_that_are_whole_numbers_are_refused(folder):
+    state = dict(GPTNeoForCausalLM.from_pretrained(folder / "safetensors").state_dict())
+    name = next(name for name in state if name.endswith("c_fc.weight"))
+    state[name] = (state[name] * 100).to(torch.int8)  # as programs that quantise write them
+    with pytest.raises(CheckpointError, match=r"stored as floats, but 1 in .*c_fc\.weight \(int8\)"):
+        GPTNeoForCausalLM.from_pretrained(folder / "safetensors", state_dict=state)
+
+
 def test_a_state_dict_is_copied_and_needs_no_folder(folder, expected):
     state = load_file(folder / "safetensors" / "model.safetensors")
     config = GPTNeoConfig.from_pretrained(folder / "safetensors")

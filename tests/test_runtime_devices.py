@@ -82,3 +82,10 @@ def test_a_dtype_of_few_bits_is_refused_and_the_error_names_quantization(tmp_pat
     make().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"of 16 bits or more .* pass quantization='int8'"):
         GPTNeoForCausalLM.from_pretrained(tmp_path, torch_dtype=dtype)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has it")
+def test_what_pytorch_goes_on_to_say_is_left_out() -> None:
+    with pytest.raises(ValueError, match="MPS") as caught:
+        devices.check_device("mps")
+    assert len(str(caught.value)) < 300

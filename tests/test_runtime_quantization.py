@@ -247,6 +247,28 @@ def test_a_state_dict_can_be_loaded_into_it(model: Any, kind: str) -> None:
         model.load_state_dict({name: value[:1] for name, value in source.state_dict().items()})
 
 
+def test_a_state_dict_is_checked_as_that_of_a_float_layer(layer_class: type[QuantizedLinear]) -> None:
+    holder = nn.ModuleDict({"with": nn.Linear(32, 8), "without": nn.Linear(32, 8, bias=False)})
+    full = {name: value.clone() for name, value in holder.state_dict().items()}
+    for name, layer in list(holder.items()):
+        holder[name] = layer_class.of(layer)
+    for key in ("without.bias", "with.scales"):
+        with pytest.raises(RuntimeError, match=f'Unexpected key.*"{key}"'):
+            holder.load_state_dict(full | {key: torch.ones(8)})
+    with pytest.raises(RuntimeError, match="bias has shape"):
+        holder.load_state_dict(full | {"with.bias": torch.ones(3)})
+    new = full | {"with.weight": full["with.weight"].neg()}
+    bias = new.pop("with.bias")
+    with pytest.raises(RuntimeError, match=r'Missing key.*"with\.bias"'):
+        holder.load_state_dict(new)
+    found = holder.load_state_dict(new | {"without.bias": torch.ones(8)}, strict=False)
+    assert found == (["with.bias"], ["without.bias"])
+    weight, kept = holder["with"].weight_and_bias()
+    assert torch.equal(kept, bias)
+    assert _distance(weight, new["with.weight"]) < ROUNDING[layer_class.quantization]
+    assert holder["without"].weight_and_bias()[1] is None
+
+
 def test_it_can_be_undone_and_trained_then(model: Any, kind: str) -> None:
     with torch.no_grad():
         want = model(input_ids=tokens(2, 6)).logits
@@ -352,6 +374,10 @@ def test_models_without_a_language_model_head_and_of_half_precision(kind: str) -
 def test_what_cannot_be_done_says_what_to_do(model: Any, kind: str) -> None:
     with pytest.raises(ValueError, match="must be one of int8, int4"):
         model.quantize("int3")
+    with pytest.raises(ValueError, match="'int8' or 'int4'; got None"):
+        model.quantize(None)
+    model.requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in model.dequantize().parameters())  # there is nothing to undo
     model.quantize(kind).quantize(kind)
     with pytest.raises(ValueError, match="is quantised to"):
         model.quantize("int4" if kind == "int8" else "int8")
@@ -380,6 +406,13 @@ def test_each_layer_goes_to_the_device_of_the_map(monkeypatch: pytest.MonkeyPatc
         model.to_empty(device="cpu")
 
 
+@pytest.mark.parametrize("off", [{"load_in_8bit": False}, {"load_in_8bit": False, "load_in_4bit": False}])
+def test_flags_that_are_off_ask_for_nothing(off: dict[str, Any]) -> None:
+    for config in (off, SimpleNamespace(**off, quant_method="bitsandbytes")):
+        assert quantization.named_quantization(None, off, config) is None
+        assert quantization.named_quantization("int4", off, config) == "int4"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -389,6 +422,7 @@ def test_each_layer_goes_to_the_device_of_the_map(monkeypatch: pytest.MonkeyPatc
         ({"load_in_4bit": True, "load_in_8bit": True}, "one way only; got load_in_8bit=True and load_in_4bit=True"),
         ({"quantization": "int8", "load_in_4bit": True}, "one way only"),
         ({"quantization_config": {"quant_method": "gptq", "load_in_4bit": True}}, "must have load_in_8bit=True or"),
+        ({"quantization_config": {"load_in_4bit": True, "load_in_8bit": True}}, "must have"),
         ({"quantization_config": {}}, "must have load_in_8bit=True or load_in_4bit=True"),
         ({"quantization_config": SimpleNamespace(bits=4)}, "Pass quantization='int8' or 'int4' instead"),
     ],

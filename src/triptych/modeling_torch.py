@@ -336,8 +336,10 @@ class PreTrainedModel(nn.Module):
     def dequantize(self) -> Self:
         """Hold all matrices as floats again, with the values that their bits stand for. Training works again.
 
-        A tied head is the token embedding again, which was never rounded.
+        A tied head is the token embedding again, which was never rounded. A model of floats stays as it is.
         """
+        if self.quantization is None:
+            return self
         quantization.dequantize_layers(self)
         self.tie_weights()
         return self.requires_grad_(True)

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from triptych.errors import WeightMismatchError
+from triptych.checkpoints.checkpoint import TensorInfo
+from triptych.errors import CheckpointError, WeightMismatchError
 
 Mismatch = tuple[str, tuple[int, ...], tuple[int, ...]]  # name, shape in the checkpoint, shape in the model
 
@@ -57,6 +58,19 @@ def refuse_mismatched(mismatched: list[Mismatch], source: str) -> None:
         "have not:\n" + "\n".join(lines) + "\nMake the configuration fit the checkpoint (for a head: num_labels=…), "
         "or pass ignore_mismatched_sizes=True to initialise these anew."
     )
+
+
+def refuse_integers(names: Iterable[str], tensors: Mapping[str, TensorInfo], source: str) -> None:
+    """Refuse whole numbers in the place of weights: what they stand for, a quantised checkpoint says elsewhere.
+
+    Raises: CheckpointError naming the first of `names` that are such.
+    """
+    whole = sorted(name for name in names if "float" not in tensors[name].dtype)
+    if whole:
+        raise CheckpointError(
+            f"Weights must be stored as floats, but {len(whole)} in {source} are not: {quote(whole, 2)} "
+            f"({tensors[whole[0]].dtype}). Load the checkpoint from before it was quantised, with quantization='int8'."
+        )
 
 
 def describe(model_class: type, found: Matching, source: str) -> str | None:

@@ -26,7 +26,7 @@ from triptych.checkpoints.loading_torch import (
     without_weights,
 )
 from triptych.checkpoints.locate import find_weights
-from triptych.checkpoints.matching import describe, refuse_mismatched
+from triptych.checkpoints.matching import describe, refuse_integers, refuse_mismatched
 from triptych.configuration import PretrainedConfig
 from triptych.errors import LoadingWarning
 from triptych.files import read_json
@@ -124,6 +124,9 @@ def load_pretrained(
         found = match(model, source)
         if not options.ignore_mismatched_sizes:
             refuse_mismatched(found.mismatched, source.source)
+        weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        read = [stored for name, stored in found.stored_name.items() if name in weights]
+        refuse_integers(read, source.tensors, source.source)
         placement = plan(model, options.device_map, options.max_memory, options.offload_folder)
         if options.quantization:
             check_devices(options.quantization, {placement(name) for name, _ in model.named_parameters()})

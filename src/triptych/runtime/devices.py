@@ -46,5 +46,5 @@ def check_move(move: Callable[[Tensor], Tensor]) -> None:
 
 
 def _has(error: BaseException) -> str:
-    reason = str(error).partition("\n")[0].strip().removesuffix(".")
+    reason = str(error).partition("\n")[0].partition(". ")[0].strip().removesuffix(".")  # may go on for pages
     return f"It has {machine()}. (PyTorch: {reason}.)"

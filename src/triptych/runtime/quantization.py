@@ -48,17 +48,23 @@ def named_quantization(kind: Any, flags: Mapping[str, Any], config: Any = None) 
     """
     asked = {f"quantization={kind!r}": check_quantization(kind)} if kind is not None else {}
     asked |= {f"{name}=True": _FLAGS[name] for name, value in flags.items() if value}
-    if config is not None:
-        asked["quantization_config"] = _configured(config)
+    configured = None if config is None else _configured(config)
+    if configured is not None:
+        asked["quantization_config"] = configured
     if len(set(asked.values())) > 1:
         raise ValueError(f"The weights can be quantised in one way only; got {' and '.join(asked)}. Leave out one.")
     return next(iter(asked.values()), None)
 
 
-def _configured(config: Any) -> str:
+def _configured(config: Any) -> str | None:
+    """What a config's flags ask for; None where it has them and all are False."""
     values = config if isinstance(config, Mapping) else {name: getattr(config, name, None) for name in _NAMES}
     kinds = [kind for name, kind in _FLAGS.items() if values.get(name)]
-    if len(kinds) != 1 or str(getattr(method := values.get("quant_method"), "value", method)) not in _METHODS:
+    method = values.get("quant_method")
+    known = any(values.get(name) is not None for name in _FLAGS) and str(getattr(method, "value", method)) in _METHODS
+    if known and not kinds:
+        return None
+    if not known or len(kinds) > 1:
         raise ValueError(
             "quantization_config must have load_in_8bit=True or load_in_4bit=True, as a BitsAndBytesConfig has; got "
             f"{config!r}. Pass quantization='int8' or 'int4' instead."
@@ -78,7 +84,9 @@ def layer_for(kind: str, device: torch.device) -> type[QuantizedLinear]:
     found = LAYERS.get((str(check_quantization(kind)), device.type))
     if found is None:
         types = " or ".join(place for each, place in LAYERS if each == kind)
-        raise ValueError(f"quantization={kind!r} is for models on {types}; this one is on {device.type}.")
+        raise ValueError(
+            f"quantization={kind!r} is for models on {types}; this one is on {device.type}. Choose such a device."
+        )
     found.check(device)
     return found
 
@@ -97,7 +105,8 @@ def check_devices(kind: str, devices: Collection[torch.device | None]) -> None:
 
 def quantize_model(model: "PreTrainedModel", kind: str) -> None:
     """What `PreTrainedModel.quantize` does to the layers."""
-    check_quantization(kind)
+    if check_quantization(kind) is None:
+        raise ValueError(f"quantize() takes {' or '.join(map(repr, KINDS))}; got None. For floats call dequantize().")
     if model.quantization not in (None, kind):
         raise ValueError(f"The model is quantised to {model.quantization} already. Call model.dequantize() first.")
     check_devices(kind, {value.device for value in model.parameters()})

@@ -155,16 +155,21 @@ class QuantizedLinear(nn.Module):
     def _load_from_state_dict(
         self, state: Any, prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
     ) -> None:
-        weight, bias = state.get(prefix + "weight"), state.get(prefix + "bias")
-        shape = self._as_rows(torch.empty(self.out_features, self.in_features, device="meta")).shape
-        if weight is None:
-            missing.append(prefix + "weight")
-        elif weight.shape != shape:
-            errors.append(f"{prefix}weight has shape {tuple(weight.shape)}, not {tuple(shape)}.")
-        else:
-            if self.has_bias and bias is None:
+        own = {"weight": self._as_rows(torch.empty(self.out_features, self.in_features, device="meta")).shape}
+        if self.has_bias:
+            own["bias"] = torch.Size([self.out_features])
+        given = {name: state[prefix + name] for name in own if prefix + name in state}
+        wrong = [name for name, value in given.items() if value.shape != own[name]]
+        errors.extend(f"{prefix}{name} has shape {tuple(given[name].shape)}, not {tuple(own[name])}." for name in wrong)
+        if strict:
+            missing.extend(prefix + name for name in own if name not in given)
+            unexpected.extend(key for key in state if key.startswith(prefix) and key[len(prefix) :] not in own)
+        if given and not wrong:
+            weight, bias = given.get("weight"), given.get("bias")
+            if bias is None and self.has_bias:
                 bias = self._rows()[1]
-            self._pack(self._as_rows(weight.to(self.device)), None if bias is None else bias.to(self.device))
+            rows = self._rows()[0] if weight is None else self._as_rows(weight.to(self.device))
+            self._pack(rows, None if bias is None else bias.to(self.device))
 
     def extra_repr(self) -> str:
         """The sizes, as the module is printed."""
