@@ -1,8 +1,10 @@
 """Decoding at fixed shapes, replayed by a stand-in for CUDA graphs: it must write what `forward` writes."""
 
 import copy
+import gc
 import pickle
 import warnings
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,6 +197,23 @@ def test_what_only_forward_knows_goes_another_way(model: Any) -> None:
     model.generate(tokens(2, 5), penalty_alpha=0.6, top_k=3, **GREEDY)
     model.generate(tokens(1, 5), prompt_lookup_num_tokens=2, **GREEDY)
     assert not decoders(model)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_buffers_are_let_go_of_at_once(model: Any, works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's memory cannot wait for Python to look for cycles."""
+    if not works:
+        monkeypatch.setattr(fixed_decoding, "captured", refuse)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.generate(tokens(2, 5), **GREEDY)
+        gc.disable()
+        try:
+            ring = weakref.ref(decoders(model)[0].cache.pairs[0][0])
+            model.prepare_decoding()
+            assert ring() is None
+        finally:
+            gc.enable()
 
 
 # -- when it does not work -------------------------------------------------------------------------------------------

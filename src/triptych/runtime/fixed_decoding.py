@@ -60,9 +60,10 @@ class FixedDecoder:
         )
         self.user: weakref.ref[Any] | None = None
         base: Any = model.base_model
-        self._enter, self._prepared = base.enter, prepared
+        # no more of what was prepared, which keeps this decoder: memory of a GPU must not wait for the collector
+        self._enter, self._step, self._failed = base.enter, prepared.step, prepared.failed
         self._compiles = model.compiles_decoding
-        self._replays: dict[int, Replay] = {}
+        self._replays: dict[int, Replay | None] = {}  # None where nothing is quicker than the step itself
 
     @property
     def is_free(self) -> bool:
@@ -86,7 +87,8 @@ class FixedDecoder:
         reach = self.kind.capacity if self._compiles else min(self.kind.capacity, _rounded(self.cache.length))
         if reach not in self._replays:
             self._replays[reach] = self._made(reach)
-        return self._replays[reach]().clone()  # the next step writes over it
+        replay = self._replays[reach]
+        return self._run(reach) if replay is None else replay().clone()  # the next step writes over it
 
     def _run(self, reach: int) -> Tensor:
         mask, layers = self.cache.opened(self.position, self.columns.mask, reach)
@@ -100,27 +102,28 @@ class FixedDecoder:
             position_ids=self.position[None] if positions is None else positions,
             **({} if types is None else {"token_type_ids": types}),
         )
-        logits, _ = self._prepared.step(*entered, layers, None)  # type: ignore[misc]  # only made where there is one
+        logits, _ = self._step(*entered, layers, None)  # type: ignore[misc]  # only made where there is one
         return logits.float()
 
-    def _made(self, reach: int) -> Replay:
-        """The step for so many places, compiled or captured where that works."""
+    def _made(self, reach: int) -> Replay | None:
+        """The step for so many places, compiled or captured where that works; None where neither does."""
         run: Replay = partial(self._run, reach)
+        made = None
         for what, make in self._ways():
-            if what in self._prepared.failed:
+            if what in self._failed:
                 continue
             try:
                 faster = make(run)
                 faster()  # a compiler begins here
             except Exception as error:  # whatever a compiler or a driver says, the step itself works
-                self._prepared.failed.add(what)
+                self._failed.add(what)
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 warnings.warn(
                     f"Decoding goes on without being {what}, which gives the same but is slower: {reason}", stacklevel=2
                 )
             else:
-                run = faster
-        return run
+                run = made = faster
+        return made
 
     def _ways(self) -> Iterator[tuple[str, Callable[[Replay], Replay]]]:
         if self._compiles:
