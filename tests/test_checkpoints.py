@@ -316,9 +316,11 @@ def test_keyword_arguments_change_the_configuration_or_are_refused_by_name(folde
     )
     assert (model.config.use_cache, model.config.resid_dropout) == (False, 0.5)
     assert model.config._attn_implementation == "eager"
-    with pytest.raises(TypeError, match="unexpected keyword argument 'use_cash'"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'use_cash'.*did you mean 'use_cache'\?"):
         GPTNeoForCausalLM.from_pretrained(folder / "safetensors", use_cash=False)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'use_cache'"):
+    with pytest.raises(TypeError, match=r"did you mean 'quantization'\?"):
+        GPTNeoForCausalLM.from_pretrained(folder / "safetensors", quantisation="int8")
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'use_cache'.*set on the object\)\.$"):
         GPTNeoForCausalLM.from_pretrained(folder / "safetensors", config=model.config, use_cache=True)
 
 

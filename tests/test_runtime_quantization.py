@@ -372,7 +372,7 @@ def test_models_without_a_language_model_head_and_of_half_precision(kind: str) -
 
 
 def test_what_cannot_be_done_says_what_to_do(model: Any, kind: str) -> None:
-    with pytest.raises(ValueError, match="must be one of int8, int4"):
+    with pytest.raises(ValueError, match="must be int8 or int4; got"):
         model.quantize("int3")
     with pytest.raises(ValueError, match="'int8' or 'int4'; got None"):
         model.quantize(None)

@@ -430,8 +430,12 @@ class PreTrainedModel(nn.Module):
                 model.prepares_decoding, model.compiles_decoding = enabled, compile
 
     def train(self, mode: bool = True) -> Self:
-        """Put the model in train mode, which ends its preparation for decoding, or in eval mode."""
+        """Put the model in train mode, which ends its preparation for decoding, or in eval mode.
+
+        Raises: ValueError for quantised weights, of which nothing can be trained.
+        """
         if mode:
+            self._refuse_quantized("be trained")
             self._prepared = None
         return super().train(mode)
 

@@ -31,6 +31,7 @@ from triptych.configuration import PretrainedConfig
 from triptych.errors import LoadingWarning
 from triptych.files import read_json
 from triptych.generation.configuration import GenerationConfig
+from triptych.generation.options import nearest
 from triptych.hub import HubOptions, StrPath, pop_options, resolve_file
 from triptych.runtime.quantization import check_devices, named_quantization, quantize_layers
 
@@ -214,16 +215,18 @@ def _configuration(
     return read, unused
 
 
-def _check_constructor_takes(cls: type, kwargs: Mapping[str, Any]) -> None:
+def _check_constructor_takes(cls: "type[PreTrainedModel]", kwargs: Mapping[str, Any]) -> None:
     """Refuse keyword arguments that nobody wants, before anything is read or fetched."""
     own = inspect.signature(cls).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own.values()):
         return
+    known = [*(option.name for option in fields(LoadOptions)), *HubOptions.__annotations__, *vars(cls.config_class())]
     for name in kwargs:
         if name not in own:
             raise TypeError(
                 f"{cls.__name__}.from_pretrained() got an unexpected keyword argument {name!r}. It is neither an "
                 "option nor a field of the configuration (fields of a config object are set on the object)."
+                + (nearest(name, known) if name not in known else "")
             )
 
 

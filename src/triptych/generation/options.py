@@ -109,12 +109,13 @@ def _model_inputs(accepted: set[str], rest: dict[str, Any]) -> dict[str, Any]:
             "generate() takes the options of GenerationConfig and the inputs of the model; got "
             + ", ".join(map(repr, unknown))
             + "."
-            + "".join(_nearest(name, known) for name in unknown)
+            + "".join(nearest(name, known) for name in unknown)
         )
     return {name: value for name, value in rest.items() if name in accepted and value is not None}
 
 
-def _nearest(name: str, known: Collection[str]) -> str:
+def nearest(name: str, known: Collection[str]) -> str:
+    """A sentence that asks for the known name that is most like `name`; nothing where none is."""
     found = difflib.get_close_matches(name, known, n=1)
     return f" Instead of {name!r}, did you mean {found[0]!r}?" if found else ""
 

@@ -29,7 +29,7 @@ def check_device(wanted: Any, argument: str = "device") -> torch.device:
         device = torch.device(wanted)
         torch.empty(0, device=device)
     except (*NOT_THERE, TypeError) as error:
-        raise ValueError(f"{argument} must be one of this machine's; got {wanted!r}. {_has(error)}") from error
+        raise ValueError(f"{argument} must be a device of this machine; got {wanted!r}. {_has(error)}") from error
     return device
 
 
@@ -42,9 +42,9 @@ def check_move(move: Callable[[Tensor], Tensor]) -> None:
     try:
         move(torch.empty(0))
     except NOT_THERE as error:
-        raise ValueError(f"A model can be moved to the devices of this machine only. {_has(error)}") from error
+        raise ValueError(f"A model can be moved to a device of this machine only. {_has(error)}") from error
 
 
 def _has(error: BaseException) -> str:
     reason = str(error).partition("\n")[0].partition(". ")[0].strip().removesuffix(".")  # may go on for pages
-    return f"It has {machine()}. (PyTorch: {reason}.)"
+    return f"It has {machine()}; choose from that. (PyTorch: {reason}.)"

@@ -34,7 +34,7 @@ def check_quantization(kind: Any) -> str | None:
     Raises: ValueError for one that there is not.
     """
     if kind is not None and kind not in KINDS:
-        raise ValueError(f"quantization must be one of {', '.join(KINDS)}, or None; got {kind!r}.")
+        raise ValueError(f"quantization must be {' or '.join(KINDS)}; got {kind!r}. Leave it out for floats.")
     return None if kind is None else str(kind)
 
 
