@@ -166,10 +166,15 @@ class Bench:
             self._held.add(done)
 
     def turns(self, work: dict[str, Callable[[], dict[str, Any]]], rounds: int | None = None) -> Answers:
-        """The answers of each engine, in turns. One that fails leaves a note and is not asked again."""
+        """The answers of each engine, in turns. One that fails leaves a note and is not asked again.
+
+        Each round begins with another engine, as what an engine leaves behind is not the same to all that follow it.
+        """
         answers: Answers = {name: [] for name in work}
-        for _ in range(rounds or self.rounds):
-            for name in list(answers):
+        for first in range(rounds or self.rounds):
+            names = list(answers)
+            first %= max(len(names), 1)
+            for name in names[first:] + names[:first]:
                 try:
                     answers[name].append(work[name]())
                 except EngineError as error:

@@ -416,7 +416,7 @@ def test_flags_that_are_off_ask_for_nothing(off: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantization": "int3"}, "must be one of int8, int4"),
+        ({"quantization": "int3"}, "must be int8 or int4; got"),
         ({"quantization": "int8", "device_map": "meta"}, "is for models on cpu or cuda; this one is on meta"),
         ({"load_in_4bit": True, "device_map": {"": "disk"}, "offload_folder": "."}, "on the CPU or on GPUs; got disk"),
         ({"load_in_4bit": True, "load_in_8bit": True}, "one way only; got load_in_8bit=True and load_in_4bit=True"),
