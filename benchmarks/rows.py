@@ -190,10 +190,11 @@ def loading(bench: Bench) -> list[Result]:
 
 
 _WHY_NOT_FASTER = (
-    "What is left is the system's: on two cores of the machine where this was looked into, clearing 5.3 GB of new pages "
-    "took 0.8 s, asked for in runs, and copying the weights into them 0.2 s. Tried without gain: parts of 0.5 to "
-    "1,024 MB, four threads, copying from the map, a private map filled at once, memfd; huge pages took several times as "
-    "long in that virtual machine. Mapping is not the default, as a file overwritten in place would change a live model."
+    "What is left is the system's: on two cores of the machine where this was looked into, clearing 5.3 GB of new "
+    "pages took 0.8 s, asked for in runs, and copying the weights into them 0.2 s. Tried without gain: parts of 0.5 to "
+    "1,024 MB, four threads, copying from the map, a private map filled at once, memfd; huge pages took several times "
+    "as long in that virtual machine. Mapping is not the default, as a file overwritten in place would change a live "
+    "model."
 )
 
 
