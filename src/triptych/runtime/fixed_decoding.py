@@ -60,9 +60,9 @@ class FixedDecoder:
         )
         self.user: weakref.ref[Any] | None = None
         base: Any = model.base_model
-        self._enter, self._prepared = base.enter, prepared
+        self._enter, self._step, self._failed = base.enter, prepared.step, prepared.failed
         self._compiles = model.compiles_decoding
-        self._replays: dict[int, Replay] = {}
+        self._replays: dict[int, Replay | None] = {}  # None where the step is run as it is
 
     @property
     def is_free(self) -> bool:
@@ -86,7 +86,8 @@ class FixedDecoder:
         reach = self.kind.capacity if self._compiles else min(self.kind.capacity, _rounded(self.cache.length))
         if reach not in self._replays:
             self._replays[reach] = self._made(reach)
-        return self._replays[reach]().clone()  # the next step writes over it
+        replay = self._replays[reach] or partial(self._run, reach)
+        return replay().clone()  # the next step writes over it
 
     def _run(self, reach: int) -> Tensor:
         mask, layers = self.cache.opened(self.position, self.columns.mask, reach)
@@ -100,27 +101,28 @@ class FixedDecoder:
             position_ids=self.position[None] if positions is None else positions,
             **({} if types is None else {"token_type_ids": types}),
         )
-        logits, _ = self._prepared.step(*entered, layers, None)  # type: ignore[misc]  # only made where there is one
+        logits, _ = self._step(*entered, layers, None)  # type: ignore[misc]  # only made where there is one
         return logits.float()
 
-    def _made(self, reach: int) -> Replay:
-        """The step for so many places, compiled or captured where that works."""
+    def _made(self, reach: int) -> Replay | None:
+        """The step for so many places, compiled or captured where that works; None where neither does."""
         run: Replay = partial(self._run, reach)
+        made: Replay | None = None
         for what, make in self._ways():
-            if what in self._prepared.failed:
+            if what in self._failed:
                 continue
             try:
                 faster = make(run)
                 faster()  # a compiler begins here
             except Exception as error:  # whatever a compiler or a driver says, the step itself works
-                self._prepared.failed.add(what)
+                self._failed.add(what)
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 warnings.warn(
                     f"Decoding goes on without being {what}, which gives the same but is slower: {reason}", stacklevel=2
                 )
             else:
-                run = faster
-        return run
+                run = made = faster
+        return made
 
     def _ways(self) -> Iterator[tuple[str, Callable[[Replay], Replay]]]:
         if self._compiles:
@@ -140,7 +142,7 @@ def lent_decoder(
     model: "PreTrainedModel", user: Any, cache: KeyValueCache, capacity: int, *, windowed: bool, columns: Columns
 ) -> FixedDecoder | None:
     """A decoder that continues from `cache` up to `capacity` tokens, for as long as `user` lives; None where it would
-    not be quicker, as on a CPU, or where the model can't be prepared.
+    not be quicker, as on a CPU, where the model can't be prepared, or where there is no memory for its cache.
 
     A model keeps its decoders for later calls that want the like. Threads get one each.
     """
@@ -159,8 +161,12 @@ def lent_decoder(
             unused = [each for each in decoders if each.is_free]
             for each in unused[: len(decoders) + 1 - _KEPT]:
                 decoders.remove(each)
-            with torch.inference_mode(False):
-                decoder = FixedDecoder(model, prepared, cache, kind)
+            try:
+                with torch.inference_mode(False):
+                    decoder = FixedDecoder(model, prepared, cache, kind)
+            except torch.OutOfMemoryError:  # it can be done without one
+                decoders[:] = [each for each in decoders if not each.is_free]
+                return None
             decoders.append(decoder)
         decoder.begin(user, cache, columns)
     return decoder
