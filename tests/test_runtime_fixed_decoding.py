@@ -1,5 +1,6 @@
 """Decoding at fixed shapes, replayed by a stand-in for CUDA graphs: it must write what `forward` writes."""
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -135,6 +136,15 @@ def test_later_calls_use_what_is_there(model: Any, replayed: list[int]) -> None:
         model.generate(tokens(rows, 5), **GREEDY)
     assert len(decoders(model)) == 2  # the older ones were let go of
     assert [len(each.ids) for each in decoders(model)] == [3, 4]
+
+
+def test_a_row_that_ends_at_its_first_token(model: Any) -> None:
+    ids = tokens(3, 5)
+    first = plainly(model, ids, max_new_tokens=1, eos_token_id=None)[:, -1].tolist()
+    options = {"max_new_tokens": 12, "pad_token_id": 0}
+    for ends in (first[:1], first[1:]):  # one row is left, or two
+        got = model.generate(ids, eos_token_id=ends, **options)
+        assert torch.equal(got, plainly(model, ids, eos_token_id=ends, **options))
 
 
 class Asking:
@@ -277,6 +287,92 @@ def test_a_compiler_that_fails_warns_once_and_gives_the_same(model: Any, monkeyp
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.generate(tokens(3, 5), **GREEDY)
+
+
+def test_many_batch_sizes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch gives up on a function that it has compiled eight times."""
+    monkeypatch.setattr(fixed_decoding, "compiled", partial(graphs.compiled, backend="eager"))
+    monkeypatch.setattr(fixed_decoding, "captured", lambda function, device: function)
+    model = gpt_neo_models.make(num_layers=1, attention_types=[[["global"], 1]])
+    model.prepare_decoding(compile=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Decoding goes on")
+        for rows in range(1, 11):
+            model.generate(tokens(rows, 5), max_new_tokens=3, eos_token_id=None)
+    assert not model._prepared.failed
+
+
+def test_without_memory_for_another_cache_it_is_done_without(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = plainly(model, tokens(3, 5), **GREEDY)
+    model.generate(tokens(2, 5), **GREEDY)
+
+    def full(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fixed_decoding, "FixedCache", full)
+        assert torch.equal(model.generate(tokens(3, 5), **GREEDY), want)
+    assert not decoders(model)  # those that nobody uses make room
+    assert torch.equal(model.generate(tokens(3, 5), **GREEDY), want)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_kept_once_it_is_let_go_of(model: Any, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the garbage collector, which knows nothing of a GPU's memory and may come late."""
+    if fails:
+        monkeypatch.setattr(fixed_decoding, "captured", refuse)
+    gc.collect()
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            model.generate(tokens(2, 5), **GREEDY)
+            ring = weakref.ref(decoders(model)[0].cache)
+            model.prepare_decoding()
+            assert ring() is None
+            copied = copy.deepcopy(model)
+            copied.generate(tokens(2, 5), **GREEDY)
+        ring, weight = weakref.ref(decoders(copied)[0].cache), weakref.ref(decoder(copied).get_input_embeddings())
+        del copied
+        assert ring() is None
+        assert weight() is None
+    finally:
+        gc.enable()
+
+
+def test_a_capture_is_on_a_stream_of_the_models_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream that `torch.cuda.graph` takes by itself is of the device that had the first capture."""
+    places, streams = ["cuda:0"], []
+
+    class Stream:
+        def __init__(self) -> None:
+            self.place = places[-1]
+
+        def wait_stream(self, other: Any) -> None:
+            assert self.place == other.place
+
+    class Graph:
+        def replay(self) -> None: ...
+
+    @contextlib.contextmanager
+    def device(place: torch.device) -> Any:
+        places.append(str(place))
+        yield
+        places.pop()
+
+    @contextlib.contextmanager
+    def graph(graph: Any, stream: Any = None, **options: Any) -> Any:
+        streams.append(stream)
+        yield
+
+    stands_in = {"device": device, "graph": graph, "CUDAGraph": Graph, "Stream": Stream, "current_stream": Stream}
+    for name, value in stands_in.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    for place in ("cuda:0", "cuda:1"):
+        graphs.captured(lambda: torch.zeros(1), torch.device(place))()
+    assert [stream.place for stream in streams] == ["cuda:0", "cuda:1"]
 
 
 # -- weights side by side --------------------------------------------------------------------------------------------

@@ -49,6 +49,10 @@ class RunningRows:
         logits = out.logits.new_zeros((len(ids), out.logits.shape[1]))
         return out._replace(logits=logits.index_copy_(0, self.fed, out.logits))
 
+    def step_ahead(self, ids: Tensor) -> "NextToken | None":
+        """See `Feed.step_ahead`; None once rows have been left."""
+        return self.feed.step_ahead(ids) if self.fed is None else None
+
     def leave(self, running: Tensor) -> None:
         """Feed only the rows that are `running` (B,) from now on, if they are few enough."""
         left = running if self.fed is None else running[self.fed]

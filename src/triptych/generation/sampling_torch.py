@@ -27,7 +27,7 @@ def decode(run: Run) -> Tensor | GenerateDecoderOnlyOutput:
         trace.add(scores, step)
         tokens = drawn(scores) if options.do_sample else best(scores, rows.running)
         over = rows.add(tokens, trace.scores)
-        step = None if over is True else run.feed.step_ahead(rows.ids)
+        step = None if over is True else feed.step_ahead(rows.ids)
     sequences = rows.ids.clone()
     return trace.output(sequences, run.feed.in_order()) if options.return_dict_in_generate else sequences
 

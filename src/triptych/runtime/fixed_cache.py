@@ -52,11 +52,12 @@ class FixedCache:
     def copy_rows(self, sources: Tensor, targets: Tensor, start: int) -> None:
         """Write the batch rows `sources` over the rows `targets`; see `KeyValueCache.copy_rows`.
 
-        The tokens before `start` are the same in both, and are copied with the others.
+        A ring that has let go of tokens is copied whole: what stands in it before `start` is the same in both rows.
         """
-        for pair in self.pairs:
+        for pair, size in zip(self.pairs, self.sizes, strict=True):
             for ring in pair:
-                ring.index_copy_(0, targets, ring.index_select(0, sources))
+                part = ring[:, :, start : self.length] if self.length <= size else ring
+                part.index_copy_(0, targets, part.index_select(0, sources))
 
     def documented(self) -> KeyValueCache:
         """A copy of what was seen, for those that look at it later.

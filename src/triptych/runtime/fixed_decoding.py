@@ -143,7 +143,7 @@ def lent_decoder(
     model: "PreTrainedModel", user: Any, cache: KeyValueCache, capacity: int, *, windowed: bool, columns: Columns
 ) -> FixedDecoder | None:
     """A decoder that continues from `cache` up to `capacity` tokens, for as long as `user` lives; None where it would
-    not be quicker, as on a CPU, or where the model can't be prepared.
+    not be quicker, as on a CPU, where the model can't be prepared, or where there is no memory for its cache.
 
     A model keeps its decoders for later calls that want the like. Threads get one each.
     """
@@ -162,8 +162,12 @@ def lent_decoder(
             unused = [each for each in decoders if each.is_free]
             for each in unused[: len(decoders) + 1 - _KEPT]:
                 decoders.remove(each)
-            with torch.inference_mode(False):
-                decoder = FixedDecoder(model, prepared, cache, kind)
+            try:
+                with torch.inference_mode(False):
+                    decoder = FixedDecoder(model, prepared, cache, kind)
+            except torch.OutOfMemoryError:  # it can be done without one
+                decoders[:] = [each for each in decoders if not each.is_free]
+                return None
             decoders.append(decoder)
         decoder.begin(user, cache, columns)
     return decoder

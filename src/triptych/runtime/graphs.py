@@ -33,7 +33,8 @@ def captured(function: Callable[[], Tensor], device: torch.device) -> Callable[[
         stream.wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # Left alone, it would take one stream for all captures, of the device that had the first.
+            with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
                 out = function()
         finally:
             torch.cuda.set_stream(stream)  # a capture that fails may leave its own
@@ -47,4 +48,9 @@ def captured(function: Callable[[], Tensor], device: torch.device) -> Callable[[
 
 def compiled(function: Callable[[], Tensor], backend: str = "inductor") -> Callable[[], Tensor]:
     """`function` compiled by `torch.compile`, at its first call; PyTorch keeps what it made on disk for later ones."""
-    return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
+
+    def run() -> Tensor:
+        return function()
+
+    run.__code__ = run.__code__.replace()  # PyTorch compiles one code object 8 times at most
+    return torch.compile(run, dynamic=False, fullgraph=True, backend=backend)

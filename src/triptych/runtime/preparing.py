@@ -13,6 +13,7 @@ On a GPU nothing is copied, and what is written is seen at once; there `fixed_de
 """
 
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -67,7 +68,8 @@ class Seal:
         ]
         # elsewhere nothing is copied, so there is nothing that could be out of date
         self._samples = [(value, _sample(value)) for value in model.parameters() if value.device.type == "cpu"]
-        self._settings = [(module, type(module).forward, _settings(module)) for module in model.modules()]
+        # weakly, as the model holds its seal: it is to be freed when it is let go of
+        self._settings = [(weakref.ref(each), type(each).forward, _settings(each)) for each in model.modules()]
 
     def holds(self) -> bool:
         """Whether all modules and parameters are the same objects, unchanged and unwatched."""
@@ -86,8 +88,8 @@ class Seal:
         return (
             self.holds()
             and all(
-                type(module).forward is forward and _settings(module) == settings
-                for module, forward, settings in self._settings
+                (module := known()) is not None and type(module).forward is forward and _settings(module) == settings
+                for known, forward, settings in self._settings
             )
             and all(torch.equal(_sample(value), sample) for value, sample in self._samples)
         )
