@@ -209,23 +209,6 @@ def test_what_only_forward_knows_goes_another_way(model: Any) -> None:
     assert not decoders(model)
 
 
-@pytest.mark.parametrize("works", [True, False])
-def test_buffers_are_let_go_of_at_once(model: Any, works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU's memory cannot wait for Python to look for cycles."""
-    if not works:
-        monkeypatch.setattr(fixed_decoding, "captured", refuse)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.generate(tokens(2, 5), **GREEDY)
-        gc.disable()
-        try:
-            ring = weakref.ref(decoders(model)[0].cache.pairs[0][0])
-            model.prepare_decoding()
-            assert ring() is None
-        finally:
-            gc.enable()
-
-
 # -- when it does not work -------------------------------------------------------------------------------------------
 
 
