@@ -76,6 +76,7 @@ class FixedDecoder:
         self.cache.take(cache)
         for own, given in zip(self.columns, columns, strict=True):
             if own is not None and given is not None:
+                # there is a column for the last token too, which is never fed: the width may be negative by one
                 own.copy_(F.pad(given.to(own.dtype), (0, own.shape[1] - given.shape[1])))
 
     def __call__(self, ids: Tensor) -> Tensor:

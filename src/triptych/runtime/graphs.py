@@ -19,7 +19,7 @@ def captured(function: Callable[[], Tensor], device: torch.device) -> Callable[[
     """`function` as a CUDA graph: each call computes the same on the same tensors anew, and gives the same tensor.
 
     It is run before it is captured, so what it writes must not build on what it wrote. Other threads may go on using
-    the GPU meanwhile.
+    the GPU meanwhile, but one that waits for all of its work can make the capture fail.
 
     Raises: RuntimeError when something in it cannot be captured, or there is no memory.
     """
