@@ -205,6 +205,8 @@ def test_a_batch_gives_what_each_row_gives_alone_and_the_best_text_first(
     options = options | options.pop("way", {})
     if "min_new_tokens" in options:
         options["min_new_tokens"] = min(options["min_new_tokens"], options["max_new_tokens"])
+    # what looks at the ids so far sees padding too, as documented, so no text may hold its id
+    options["suppress_tokens"] = [0, *options.get("suppress_tokens", ())]
     if options.get("forced_eos_token_id") in options.get("suppress_tokens", ()):
         del options["forced_eos_token_id"]  # nothing would be left to draw
     returned = options.get("num_return_sequences", 1)
