@@ -98,6 +98,7 @@ class Bench:
         self.pythons, self.folder, self.threads = pythons, folder, threads
         self.rounds, self.quick = rounds, quick
         self.limits: dict[str, Limits] = {}  # by device
+        self._part = 1
         self.facts: dict[str, dict[str, Any]] = {}  # what else a device says about itself
         self.notes: list[str] = []  # why an engine has no figure
         self._engines: dict[str, Engine] = {}
@@ -135,6 +136,7 @@ class Bench:
 
     def measure_machine(self, device: str = "cpu", part: int = 1) -> None:
         """Ask what a device can do; the best answer so far counts, as work beside makes it look slower only."""
+        self._part = part
         answer = self.engine(OURS).ask("machine", device=device, part=part)
         before = self.limits.get(device, Limits(0.0, 0.0))
         bandwidth, rate = answer.pop("bandwidth"), answer.pop("rate")
@@ -180,6 +182,8 @@ class Bench:
                 except EngineError as error:
                     self.notes.append(f"{name} gave no figure: {error}")
                     del answers[name]
+        for device in self.limits:  # a machine may have become quicker since, and then its limit did too
+            self.measure_machine(device, self._part)
         return answers
 
 
