@@ -23,7 +23,8 @@ from triptych.models.openai_gpt.modeling_torch import Conv1D
 from triptych.runtime import quantization
 from triptych.runtime.int4_linear import Int4Linear
 from triptych.runtime.int8_linear import Int8Linear
-from triptych.runtime.quantization import QuantizedLinear, quantized_layers
+from triptych.runtime.quantization import quantized_layers
+from triptych.runtime.quantized_linear import QuantizedLinear
 from triptych.runtime.torchao_linear import TorchaoInt4Linear, TorchaoInt8Linear
 
 LAYERS: dict[str, type[QuantizedLinear]] = {

@@ -15,8 +15,6 @@ from triptych.runtime.torchao_linear import TorchaoInt4Linear, TorchaoInt8Linear
 if TYPE_CHECKING:
     from triptych.modeling_torch import PreTrainedModel
 
-__all__ = ["Int8Linear", "QuantizedLinear", "is_transposed"]
-
 KINDS = ("int8", "int4")
 LAYERS: dict[tuple[str, str], type[QuantizedLinear]] = {  # kind and type of device -> what holds a weight there
     ("int8", "cpu"): Int8Linear,
