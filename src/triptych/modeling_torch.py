@@ -23,6 +23,7 @@ from triptych.runtime import devices, quantization
 from triptych.runtime.attention import check_implementation
 from triptych.runtime.cache import KeyValueCache
 from triptych.runtime.preparing import NextToken
+from triptych.runtime.quantized_linear import QuantizedLinear
 
 _OutputClass = TypeVar("_OutputClass", bound=type[outputs.ModelOutput])
 
@@ -235,7 +236,7 @@ class PreTrainedModel(nn.Module):
     def tie_weights(self) -> None:
         """Let the output embedding be the input embedding, where the configuration ties them."""
         head = self.get_output_embeddings()
-        if head is not None and self.config.tie_word_embeddings and not isinstance(head, quantization.QuantizedLinear):
+        if head is not None and self.config.tie_word_embeddings and not isinstance(head, QuantizedLinear):
             head.weight = self.get_input_embeddings().weight
             head.out_features = head.weight.shape[0]
 
